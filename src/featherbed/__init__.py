@@ -1,0 +1,37 @@
+"""featherbed: small, fast ONNX files of text-embedding models, each proven against the original.
+
+The names below load their rooms on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featherbed.check.bench import bench
+    from featherbed.check.card import card
+    from featherbed.check.inspect import inspect
+    from featherbed.errors import FeatherbedError
+    from featherbed.pipeline import build, verify
+    from featherbed.run.embedder import Embedder
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Embedder": "run.embedder",
+    "FeatherbedError": "errors",
+    "bench": "check.bench",
+    "build": "pipeline",
+    "card": "check.card",
+    "inspect": "check.inspect",
+    "verify": "pipeline",
+}
+
+__all__ = ["Embedder", "FeatherbedError", "__version__", "bench", "build", "card", "inspect", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"featherbed.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module 'featherbed' has no attribute {name!r}")

@@ -1,0 +1,154 @@
+"""How fast and how large each variant is, on this machine: interleaved rounds, medians, a process each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featherbed.check.card import card
+from featherbed.check.machine import machine
+from featherbed.errors import EngineError, OptionError
+from featherbed.folder import ModelFolder, dump, open_folder, write_text
+from featherbed.progress import Progress, silent
+from featherbed.spec import read_json
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is run: ``batch`` texts of ``tokens`` tokens, ``rounds`` times; ``threads`` 0 lets onnxruntime choose."""
+
+    tokens: int = 128
+    batch: int = 8
+    rounds: int = 7
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises OptionError on numbers that make no run."""
+        if min(self.tokens, self.batch, self.rounds) < 1 or self.threads < 0:
+            raise OptionError(
+                "bench",
+                expected="tokens, batch and rounds of at least 1, threads of at least 0",
+                found=f"{self.tokens}, {self.batch}, {self.rounds}, {self.threads}",
+                remedy="choose larger numbers",
+            )
+
+
+class _Worker:
+    """A variant in its own process."""
+
+    def __init__(self, folder: Path, variant: str, load: Load) -> None:
+        words = [str(folder), variant, str(load.threads), str(load.tokens)]
+        self.variant = variant
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "featherbed.check.worker", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.load_s = self._answer()["load_s"]
+
+    def run(self, texts: int) -> dict[str, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{texts}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            _, errors = self._process.communicate()
+            raise EngineError(
+                f"bench of variant {self.variant}",
+                expected="a run that ends",
+                found=(errors.strip().splitlines() or ["a process that vanished, perhaps for lack of memory"])[-1],
+                remedy="use fewer tokens or a smaller batch, or see `featherbed verify`",
+            )
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+
+def bench(
+    folder: Path | str, variants: Sequence[str] = (), load: Load | None = None, *, save: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the variants of a model folder (all by default), round by round in turn.
+
+    Returns the document of ``bench --json``: ``machine`` and, a variant, ``tokens_per_s`` and ``texts_per_s``
+    (median of batches), ``latency_p50_ms`` and ``latency_p95_ms`` (one text alone), ``load_s`` (from the
+    call to the first vector, imports left out), ``rss_mib``, ``rss_private_mib`` (anonymous), ``rss_peak_mib``,
+    ``size_bytes``. ``save`` writes it into the folder's reports and its card.
+    Raises OptionError on an unknown variant, ModelFolderError, EngineError.
+    """
+    opened = open_folder(Path(folder))
+    load = load or Load()
+    if load.tokens > opened.manifest.spec.max_length:
+        raise OptionError(
+            "--tokens",
+            expected=f"at most {opened.manifest.spec.max_length}, the model's longest text",
+            found=str(load.tokens),
+            remedy="choose fewer",
+        )
+    names = tuple(variants) or tuple(opened.manifest.variants)
+    for name in names:
+        opened.graph_path(name)
+    with ExitStack() as stack:
+        workers = []
+        for name in names:
+            worker = _Worker(opened.path, name, load)
+            stack.callback(worker.close)
+            workers.append(worker)
+        batches: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        singles: dict[str, list[float]] = {name: [] for name in names}
+        total = (load.rounds + 1) * len(workers)
+        for turn in range(load.rounds + 1):
+            for at, worker in enumerate(workers):
+                batch, alone = worker.run(load.batch), worker.run(1)["seconds"]
+                if turn:  # the first round warms up
+                    batches[worker.variant].append(batch)
+                    singles[worker.variant] += [alone, *(worker.run(1)["seconds"] for _ in range(2))]
+                progress("bench", turn * len(workers) + at + 1, total)
+        measured = {w.variant: _row(opened, w, batches[w.variant], singles[w.variant], load) for w in workers}
+    document = {"machine": machine(), "load": vars(load), "variants": measured}
+    if save:
+        _save(opened, document)
+    return document
+
+
+def _row(
+    folder: ModelFolder, worker: _Worker, batches: list[dict[str, float]], singles: list[float], load: Load
+) -> dict[str, float]:
+    seconds = float(np.median([b["seconds"] for b in batches]))
+    last = batches[-1]
+    return {
+        "tokens_per_s": round(load.batch * load.tokens / seconds, 1),
+        "texts_per_s": round(load.batch / seconds, 2),
+        "latency_p50_ms": round(1000 * float(np.percentile(singles, 50)), 2),
+        "latency_p95_ms": round(1000 * float(np.percentile(singles, 95)), 2),
+        "load_s": round(worker.load_s, 3),
+        **{key: last[key] for key in ("rss_mib", "rss_private_mib", "rss_peak_mib")},
+        "size_bytes": folder.manifest.size_bytes(worker.variant),
+    }
+
+
+def _save(folder: ModelFolder, document: dict[str, Any]) -> None:
+    for name, row in document["variants"].items():
+        path = folder.report_path(name)
+        report = read_json(path) if path.is_file() else {"variant": name}
+        report["bench"] = {"machine": document["machine"], "load": document["load"], **row}
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, dump(report))
+    card(folder.path)

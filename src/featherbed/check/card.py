@@ -1,0 +1,199 @@
+"""The model card: README.md, written only from the manifest and the evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from featherbed.errors import ModelFolderError
+from featherbed.folder import CARD, ModelFolder, open_folder, write_text
+from featherbed.spec import read_json
+
+MB = 1e6
+
+
+def card(folder: Path | str) -> Path:
+    """Write the card of a model folder anew; returns its path. Raises ModelFolderError, OutputError."""
+    opened = open_folder(Path(folder))
+    write_text(opened.path / CARD, render(opened))
+    opened.with_evidence({})
+    return opened.path / CARD
+
+
+def render(folder: ModelFolder) -> str:
+    """The card's text. The same evidence gives the same bytes."""
+    m = folder.manifest
+    reports = {name: _report(folder, name) for name in m.variants}
+    parts = [
+        _front_matter(),
+        f"# {m.name}\n",
+        f"ONNX files of a `{m.spec.family}` text-embedding model: {m.spec.dim} dimensions, up to "
+        f"{m.spec.max_length} tokens, {m.spec.pooling.value} pooling, dynamic batch and sequence. "
+        f"Made by featherbed {m.version}.\n",
+        "## Variants\n",
+        _variants(folder),
+    ]
+    if any("metrics" in r for r in reports.values()):
+        parts += ["## Quality, against `fp32`\n", _quality(reports), _probe_note(reports)]
+    if any("bench" in r for r in reports.values()):
+        parts += ["## Speed and memory\n", _speed(reports), _bench_note(reports)]
+    parts += ["## Use\n", _usage(folder), "## Files\n", _files(folder)]
+    return "\n".join(parts)
+
+
+def _report(folder: ModelFolder, name: str) -> dict[str, Any]:
+    path = folder.report_path(name)
+    if not path.is_file():
+        return {}
+    report = read_json(path, ModelFolderError)
+    if report.get("variant") != name:
+        raise ModelFolderError(
+            f"{path}",
+            expected=f"evidence of {name}",
+            found=repr(report.get("variant")),
+            remedy="verify again with --save",
+        )
+    return report
+
+
+def _front_matter() -> str:
+    tags = ["onnx", "featherbed", "sentence-transformers", "feature-extraction", "quantized"]
+    lines = ["---", "library_name: featherbed", "pipeline_tag: feature-extraction", "tags:"]
+    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---", ""])
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _variants(folder: ModelFolder) -> str:
+    m = folder.manifest
+    verdict = {True: "passed", False: "**failed**", None: "not verified"}
+    rows = [
+        [
+            f"`{v.name}`",
+            f"{m.size_bytes(v.name) / MB:.1f}",
+            verdict[v.passed],
+            f"{v.least_onnxruntime}",
+            "; ".join(_step(s) for s in v.recipe["steps"]) or "float32",
+        ]
+        for v in m.variants.values()
+    ]
+    return _table(["variant", "MB", "gates", "onnxruntime ≥", "weights"], rows)
+
+
+def _step(step: dict[str, Any]) -> str:
+    values = ", ".join(f"{k} {v}" for k, v in step.items() if k != "step" and v is not None)
+    return f"{step['step']} ({values})"
+
+
+def _quality(reports: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, report in reports.items():
+        if "metrics" not in report:
+            continue
+        m = report["metrics"]
+        rows.append(
+            [
+                f"`{name}`",
+                number(m["cos_mean"], 5),
+                number(m["cos_min"], 4),
+                scientific(m["invariance_max"]),
+                f"{m['triplets_correct']} / {m['triplets_total']}",
+                number(m["triplet_margin_mean"], 3),
+                number(m["anisotropy"], 3),
+            ]
+        )
+    head = ["variant", "cosine mean", "worst", "batch invariance", "triplets", "margin", "anisotropy"]
+    return _table(head, rows)
+
+
+def number(value: float | None, digits: int) -> str:
+    """0.98712 → "0.9871"; cut, not rounded up, so that no cosine below 1 reads as 1. None is a dash."""
+    if value is None:
+        return "–"
+    scale = 10**digits
+    return f"{int(value * scale) / scale:.{digits}f}"
+
+
+def scientific(value: float | None) -> str:
+    """Small errors: two digits and a power of ten."""
+    return "–" if value is None else f"{value:.1e}" if value else "0"
+
+
+def _probe_note(reports: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for name, report in reports.items():
+        if "metrics" in report:
+            p = report["probe"]
+            line = f"{p['texts']} texts and {p['triplets']} triplets of the probe `{p['name']}` {p['version']}"
+            lines.append((f"{line} (sha256 {p['sha256'][:12]}…)", name, _machine(report["machine"])))
+    notes = []
+    for line, machine in dict.fromkeys((note[0], note[2]) for note in lines):
+        names = ", ".join(f"`{n}`" for text, n, where in lines if (text, where) == (line, machine))
+        notes.append(f"{names}: {line}, on {machine}.")
+    intro = (
+        "Cosines are row by row against the `fp32` file; batch invariance is the largest 1 − cosine between a "
+        "text's vector alone and in a batch of 64 mixed lengths, padded right and left. "
+    )
+    return intro + " ".join(notes) + " Repeat it with `featherbed verify`.\n"
+
+
+def _machine(m: dict[str, Any]) -> str:
+    flags = f" ({', '.join(m['flags'])})" if m["flags"] else ""
+    return f"{m['cpu']}{flags}, {m['cores']} cores, {m['system']}, onnxruntime {m['onnxruntime']}"
+
+
+def _speed(reports: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, report in reports.items():
+        if "bench" not in report:
+            continue
+        b = report["bench"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{b['tokens_per_s']:.0f}",
+                f"{b['latency_p50_ms']:.1f}",
+                f"{b['latency_p95_ms']:.1f}",
+                f"{b['load_s']:.2f}",
+                f"{b['rss_mib']:.0f}",
+                f"{b['rss_private_mib']:.0f}",
+            ]
+        )
+    head = ["variant", "tokens/s", "one text p50 ms", "p95 ms", "load s", "memory MiB", "of it private MiB"]
+    return _table(head, rows)
+
+
+def _bench_note(reports: dict[str, dict[str, Any]]) -> str:
+    b = next(r["bench"] for r in reports.values() if "bench" in r)
+    load = b["load"]
+    return (
+        f"Batches of {load['batch']} × {load['tokens']} tokens, median of {load['rounds']} rounds run in turn, on "
+        f"{_machine(b['machine'])}. Repeat it with `featherbed bench`.\n"
+    )
+
+
+def _usage(folder: ModelFolder) -> str:
+    names = list(folder.manifest.variants)
+    variant = "int8" if "int8" in names else names[-1]
+    return f"""```python
+from featherbed import Embedder
+
+model = Embedder("PATH/TO/THIS/FOLDER", variant="{variant}")
+queries = model.encode_query(["how do I rotate a matrix?"])
+documents = model.encode_document(["numpy.rot90 turns an array by 90 degrees."])
+print(model.similarity(queries, documents))
+```
+
+Inputs are `input_ids` and `attention_mask`{" and `token_type_ids`" if folder.manifest.spec.token_types else ""}; \
+outputs `last_hidden_state` and `sentence_embedding` (pooled, unit length). Any padding side gives the same vectors.
+"""
+
+
+def _files(folder: ModelFolder) -> str:
+    m = folder.manifest
+    names = [f for v in m.variants.values() for f in v.files]
+    rows = [[f"`{n}`", str(m.files[n].size_bytes), f"`{m.files[n].sha256}`"] for n in names]
+    return _table(["file", "bytes", "sha256"], rows)

@@ -1,0 +1,178 @@
+"""What a model file is: read from the graph itself, weights left on the disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from featherbed.errors import ModelFolderError
+from featherbed.folder import MANIFEST, open_folder
+from featherbed.spec import Spec
+
+GRAPH_LIMIT_BYTES = 2 * 2**30  # protobuf's own
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts about one .onnx file. ``ports`` map names to "type[axes]"; ``weights_bytes`` is by kind of weight."""
+
+    file: str
+    size_bytes: int
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    operators: dict[str, int]
+    quantization: tuple[str, ...]
+    weights_bytes: dict[str, int]
+    opset: int
+    least_onnxruntime: str
+    static_batch: bool
+    kv_inputs: int
+    metadata: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "quantization": list(self.quantization)}
+
+
+def inspect(path: Path | str) -> dict[str, Any]:
+    """The document of ``inspect --json`` for a model folder or a bare .onnx file.
+
+    ``files`` has an inspection a graph; ``spec`` (pooling, prompts, lengths) and ``variants`` are there for a
+    folder. Raises ModelFolderError when there is nothing to read.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        return {"path": path.name, "spec": None, "files": [inspect_file(path).to_json()]}
+    folder = open_folder(path)
+    spec: Spec = folder.manifest.spec
+    variants = {name: v.files[0] for name, v in folder.manifest.variants.items()}
+    files = [{"variant": n, **inspect_file(folder.path / f).to_json()} for n, f in variants.items()]
+    return {"path": folder.manifest.name, "manifest": MANIFEST, "spec": spec.to_json(), "files": files}
+
+
+def inspect_file(path: Path) -> Inspection:
+    """One .onnx file.
+
+    Raises ModelFolderError when it is missing, empty, a git-lfs pointer, too large, or not ONNX.
+    """
+    model = _parse(path)
+    graph = model.graph
+    census = Counter(n.op_type if n.domain in {"", "ai.onnx"} else f"{n.domain}.{n.op_type}" for n in graph.node)
+    groups: Counter[str] = Counter()
+    sidecars: set[str] = set()
+    for tensor in graph.initializer:
+        groups[_group(tensor)] += _bytes(tensor)
+        sidecars |= {e.value for e in tensor.external_data if e.key == "location"}
+    beside = [path.parent / name for name in sidecars if Path(name).name == name]
+    inputs = {i.name: _port(i) for i in graph.input}
+    return Inspection(
+        file=path.name,
+        size_bytes=path.stat().st_size + sum(p.stat().st_size for p in beside if p.is_file()),
+        inputs=inputs,
+        outputs={o.name: _port(o) for o in graph.output},
+        operators=dict(sorted(census.items())),
+        quantization=quantization(graph),
+        weights_bytes=dict(sorted(groups.items())),
+        opset=next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0),
+        least_onnxruntime=least_onnxruntime(graph),
+        static_batch=any(
+            i.type.tensor_type.shape.dim and i.type.tensor_type.shape.dim[0].HasField("dim_value") for i in graph.input
+        ),
+        kv_inputs=sum(name.startswith("past_key_values") for name in inputs),
+        metadata={p.key: p.value for p in model.metadata_props},
+    )
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    found = ""
+    if not path.is_file():
+        found = "no such file"
+    elif path.stat().st_size >= GRAPH_LIMIT_BYTES:
+        found = f"{path.stat().st_size} bytes, more than protobuf can hold: weights belong into a sidecar"
+    else:
+        with path.open("rb") as file:
+            head = file.read(64)
+        if not head:
+            found = "an empty file"
+        elif head.startswith(b"version https://git-lfs"):
+            found = "a git-lfs pointer (run `git lfs pull`)"
+    if not found:
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+            if model.graph.node:
+                return model
+            found = "no graph in it"
+        except Exception as error:  # protobuf's decode errors share no public base
+            found = f"{type(error).__name__}: {error}"
+    raise ModelFolderError(f"{path}", expected="an ONNX model", found=found, remedy="fetch or build it again")
+
+
+def _port(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    axes = ", ".join(d.dim_param or str(d.dim_value) for d in kind.shape.dim)
+    return f"{helper.tensor_dtype_to_np_dtype(kind.elem_type).name}[{axes}]"
+
+
+def _bytes(tensor: TensorProto) -> int:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    if tensor.data_type in {TensorProto.INT4, TensorProto.UINT4}:
+        return (count + 1) // 2
+    return count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def _group(tensor: TensorProto) -> str:
+    """The part of a transformer that a weight belongs to, from its upstream name."""
+    name = tensor.name
+    if "embed_tokens" in name or "word_embeddings" in name:
+        return "token table"
+    if "position_embeddings" in name or "token_type" in name:
+        return "other tables"
+    if "norm" in name.lower():
+        return "norms"
+    if ".attention." in name or "self_attn" in name:
+        return "attention"
+    if ".mlp." in name or "intermediate" in name or ".output.dense" in name:
+        return "feed-forward"
+    return "other"
+
+
+def quantization(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """How the weights are stored and multiplied, one phrase a way that occurs."""
+    found: list[str] = []
+    producers = {o: n for n in graph.node for o in n.output}
+    for node in graph.node:
+        values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "MatMulNBits":
+            level = values.get("accuracy_level", 0)
+            found.append(f"MatMulNBits {values.get('bits', 4)} bits, block {values['block_size']}, level {level}")
+        elif node.op_type == "GatherBlockQuantized":
+            found.append(f"table in {values.get('bits', 4)} bits, block {values.get('block_size', 128)}")
+        elif node.op_type in {"MatMulIntegerToFloat", "MatMulInteger"}:
+            source = producers.get(node.input[0])
+            per_token = source is not None and source.op_type == "QuantizeLinear"
+            found.append("W8A8, an activation scale a token" if per_token else "W8A8, an activation scale a tensor")
+        elif node.op_type in {"DynamicQuantizeMatMul", "MatMulBnb4", "DequantizeLinear", "QLinearMatMul"}:
+            found.append(node.op_type)
+    return tuple(dict.fromkeys(found)) or ("none",)
+
+
+def least_onnxruntime(graph: onnx.GraphProto) -> str:
+    """The oldest onnxruntime that runs the graph, as tried with files of ours (docs/lab.md)."""
+    least = (1, 20)
+    for node in graph.node:
+        values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "GroupQueryAttention" and len(node.output) == 1:
+            least = max(least, (1, 27))
+        if node.op_type == "GroupQueryAttention" and "causal" in values:
+            least = max(least, (1, 30))
+        if node.op_type in {"MatMulNBits", "GatherBlockQuantized"} and values.get("bits", 4) == 8:
+            least = max(least, (1, 23))
+    return ".".join(map(str, least))

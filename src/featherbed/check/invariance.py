@@ -1,0 +1,52 @@
+"""The same text alone and in company: does its vector change?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from featherbed.check.parity import cosines
+from featherbed.run.batches import Batch, collate
+from featherbed.run.embedder import Embedder
+
+COMPANY = 64  # texts in the batch
+LONGEST = 96  # tokens: a batch of 64 is then 6 k tokens, affordable for a 0.6B reference
+Vectors = npt.NDArray[np.float32]
+
+
+def company(rows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Up to 64 rows of ids of mixed lengths: evenly spaced among all rows sorted by length, each cut to 96."""
+    ordered = sorted(rows, key=lambda row: (len(row), row))
+    at = np.linspace(0, len(ordered) - 1, min(COMPANY, len(ordered))).round().astype(int)
+    return [_cut(ordered[i]) for i in at]
+
+
+def _cut(row: Sequence[int]) -> Sequence[int]:
+    """At most LONGEST ids, the last one (the end token) kept."""
+    return row if len(row) <= LONGEST else [*row[: LONGEST - 1], row[-1]]
+
+
+def padded_left(batch: Batch, pad_id: int) -> Batch:
+    """The same rows with the padding in front."""
+    ids, mask = np.full_like(batch.ids, pad_id), np.zeros_like(batch.mask)
+    for at, length in enumerate(batch.mask.sum(axis=1)):
+        ids[at, ids.shape[1] - length :] = batch.ids[at, :length]
+        mask[at, ids.shape[1] - length :] = 1
+    return Batch(ids, mask, batch.places)
+
+
+def invariance(embedder: Embedder, texts: Sequence[str]) -> float:
+    """Largest 1 − cos between a text's vector alone and in a batch of 64 mixed lengths.
+
+    The batch is run twice: once as it is, padded right, and once with the rows shuffled, padded left.
+    """
+    pad = embedder.spec.pad_id
+    rows = company(embedder.ids(texts))
+    alone = np.concatenate([embedder.embed(collate([row], pad)) for row in rows])
+    together = embedder.embed(collate(rows, pad))
+    order = np.random.default_rng(64).permutation(len(rows))
+    shuffled = embedder.embed(padded_left(collate([rows[i] for i in order], pad), pad))
+    worst = [1 - cosines(alone, together), 1 - cosines(alone[order], shuffled)]
+    return max(0.0, float(np.max(worst)))  # np.max keeps NaN; rounding may make 1 − cos slightly negative

@@ -1,0 +1,50 @@
+"""Upstream's own vectors: transformers on torch, fed with our token ids. Extra: reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featherbed.errors import MissingError
+from featherbed.folder import ModelFolder
+from featherbed.probe import Probe
+from featherbed.progress import Progress, silent
+from featherbed.run.batches import batches
+from featherbed.run.pooling import normalize, pool
+from featherbed.run.tokens import Tokenizer
+
+try:
+    import torch
+    import transformers
+except ModuleNotFoundError as error:
+    raise MissingError(
+        "the torch reference",
+        expected="the packages torch and transformers",
+        found=f"no {error.name}",
+        remedy="pip install 'featherbed[reference]'",
+    ) from error
+
+Vectors = npt.NDArray[np.float32]
+
+
+def upstream_vectors(model: ModelFolder, checkpoint: Path, probe: Probe, progress: Progress = silent) -> Vectors:
+    """Unit vectors [N, D] of the probe's texts from the upstream model in float32.
+
+    Token ids are ours, so a difference is the graph's. No code from the checkpoint's folder is run.
+    """
+    spec = model.manifest.spec
+    loaded = transformers.AutoModel.from_pretrained(
+        checkpoint, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    ).eval()
+    rows = Tokenizer(model.path, spec).encode(probe.texts).ids
+    vectors = np.empty((len(rows), spec.dim), np.float32)
+    done = 0
+    for batch in batches(rows, spec.pad_id, spec.max_batch_tokens_hint):
+        with torch.inference_mode():
+            out = loaded(input_ids=torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(batch.mask))
+        vectors[batch.places] = normalize(pool(out.last_hidden_state.numpy(), batch.mask, spec.pooling))
+        done += len(batch.places)
+        progress("torch reference", done, len(rows))
+    return vectors

@@ -1,0 +1,5 @@
+"""``python -m featherbed.cli``."""
+
+from featherbed.cli import main
+
+main()

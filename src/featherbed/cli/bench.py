@@ -1,0 +1,55 @@
+"""featherbed bench"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import featherbed
+from featherbed.cli.options import Folder, JsonFlag, Names, names, print_json, print_table
+from featherbed.progress import bar
+
+
+def command(
+    folder: Folder,
+    variants: Names = "",
+    tokens: Annotated[int, typer.Option(help="Tokens a text.")] = 128,
+    batch: Annotated[int, typer.Option(help="Texts a batch.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Measured rounds; the median counts.")] = 7,
+    threads: Annotated[int, typer.Option(help="Threads a run; 0 lets onnxruntime choose.")] = 0,
+    save: Annotated[bool, typer.Option(help="Write the figures into the folder's evidence and card.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure speed and memory of the variants, each in a process of its own, in turn.
+
+    Private memory is what the process owns; the rest of its memory is mapped from files and shared.
+    """
+    from featherbed.check.bench import Load  # here and not above: --help must not wait for numpy
+
+    load = Load(tokens, batch, rounds, threads)
+    with bar() as progress:
+        document = featherbed.bench(folder, names(variants), load, save=save, progress=progress)
+    if as_json:
+        print_json(document)
+        return
+    machine = document["machine"]
+    print_table(
+        f"{batch} × {tokens} tokens on {machine['cpu']}, {machine['cores']} cores, ort {machine['onnxruntime']}",
+        ["variant", "MB", "tokens/s", "texts/s", "1 text p50 ms", "p95 ms", "load s", "RSS MiB", "private", "peak"],
+        [
+            [
+                name,
+                f"{row['size_bytes'] / 1e6:.1f}",
+                f"{row['tokens_per_s']:.0f}",
+                f"{row['texts_per_s']:.1f}",
+                f"{row['latency_p50_ms']:.1f}",
+                f"{row['latency_p95_ms']:.1f}",
+                f"{row['load_s']:.2f}",
+                f"{row['rss_mib']:.0f}",
+                f"{row['rss_private_mib']:.0f}",
+                f"{row['rss_peak_mib']:.0f}",
+            ]
+            for name, row in document["variants"].items()
+        ],
+    )

@@ -1,0 +1,48 @@
+"""featherbed build"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import featherbed
+from featherbed.cli.options import Gates, JsonFlag, names, print_json
+from featherbed.cli.verify import print_report
+from featherbed.progress import bar
+
+VARIANTS = "fp32,int8,int8-block,q4"
+
+
+def command(
+    source: Annotated[str, typer.Argument(help="A checkpoint folder, or a Hub id: owner/name[@revision].")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Model folder to write; NAME-onnx here.")] = None,
+    variants: Annotated[
+        str, typer.Option(help="Of fp32, int8, int8-block, int8-dynamic, q4; fp32 is always built.")
+    ] = VARIANTS,
+    gate: Gates = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="mean, cls or lasttoken: only where the checkpoint does not say.")
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Measure each variant against fp32 and judge it.")] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Turn a checkpoint (safetensors) into a model folder: ONNX variants, verified, with manifest and card.
+
+    Families: bert (MiniLM, bge, e5) and qwen3 (Qwen3-Embedding, Octen, F2LLM). No torch is needed.
+    Exit code 1 when a gate fails: the variant is kept and marked.
+    """
+    with bar() as progress:
+        outcome = featherbed.build(
+            source, out, names(variants), gates=gate or (), pooling=pooling, check=verify, progress=progress
+        )
+    report = outcome.report
+    if as_json:
+        print_json({"folder": str(outcome.folder), **(report.to_json() if report else {"passed": None})})
+    else:
+        if report:
+            print_report(report)
+        typer.echo(f"built {outcome.folder}")
+    if report and not report.passed:
+        raise typer.Exit(1)

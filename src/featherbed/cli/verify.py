@@ -1,0 +1,82 @@
+"""featherbed verify"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import featherbed
+from featherbed.cli.options import Folder, Gates, JsonFlag, Names, names, number, print_json, print_table
+from featherbed.progress import bar
+
+if TYPE_CHECKING:
+    from featherbed.report import Report
+
+
+def print_report(report: Report) -> None:
+    """The table of a report, then every gate that failed."""
+    probe = report.probe
+    head = ["variant", "MB", "cos mean", "cos worst", "invariance", "triplets", "margin", "anisotropy", "gates"]
+    rows = []
+    for name, m in report.metrics.items():
+        values = m.to_json()
+        rows.append(
+            [
+                name,
+                f"{m.size_bytes / 1e6:.1f}",
+                number(values["cos_mean"], 5),
+                number(values["cos_min"], 4),
+                "–" if values["invariance_max"] is None else f"{m.invariance_max:.1e}",
+                f"{m.triplets_correct}/{m.triplets_total}",
+                number(values["triplet_margin_mean"], 3),
+                number(values["anisotropy"], 3),
+                "passed" if report.passed_by(name) else "FAILED",
+            ]
+        )
+    title = f"against fp32, on {probe['texts']} texts of probe {probe['name']} {probe['version']}".rstrip()
+    print_table(title, head, rows)
+    for v in report.verdicts:
+        if not v.passed:
+            typer.echo(f"gate failed: {v.variant} {v.metric} is {v.value:.6g}, bound {v.bound:g}")
+    errors = [m.reference_max_error for m in report.metrics.values()]
+    for name, error in zip(report.metrics, errors, strict=True):
+        if error is not None:
+            typer.echo(f"{name} against upstream's PyTorch model: largest difference of a component {error:.2e}")
+
+
+def command(
+    folder: Folder,
+    variants: Names = "",
+    gate: Gates = None,
+    probe: Annotated[
+        list[Path] | None, typer.Option(help="JSON lines of texts or triplets instead of the shipped probe.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The checkpoint's folder: compare with its PyTorch model too.", metavar="DIR")
+    ] = None,
+    save: Annotated[bool, typer.Option(help="Write evidence, verdicts and card into the folder.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure the variants of a model folder against fp32 and judge them by their gates.
+
+    Default gates: worst cosine 0.9999 (fp32), 0.98 (8 bits), 0.93 (4 bits); batch invariance and unit norm
+    1e-4. Exit code 1 when one fails: this is the step for your CI.
+    """
+    with bar() as progress:
+        report = featherbed.verify(
+            folder,
+            names(variants),
+            gates=gate or (),
+            probes=probe or (),
+            upstream=reference,
+            save=save,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_report(report)
+    if not report.passed:
+        raise typer.Exit(1)

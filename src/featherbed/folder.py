@@ -1,0 +1,294 @@
+"""The model folder: its layout, its manifest, the hashes in it, and how a new one is published whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from featherbed.errors import ModelFolderError, OptionError, OutputError
+from featherbed.spec import Spec, read_json
+
+MANIFEST = "featherbed.json"
+CARD = "README.md"
+ONNX = "onnx"
+REPORTS = "reports"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest knows of a file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of storing the model: its recipe as plain values, its files (the .onnx first), its verdict.
+
+    ``passed`` is None until it was verified.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    files: tuple[str, ...]
+    least_onnxruntime: str
+    passed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """featherbed.json: everything a runtime trusts about a folder."""
+
+    name: str
+    version: str  # of featherbed
+    source: dict[str, str]  # file name → sha256 of the checkpoint's weights and config
+    spec: Spec
+    variants: dict[str, Variant]
+    files: dict[str, FileRecord]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "format": FORMAT,
+            "featherbed": self.version,
+            "name": self.name,
+            "source": self.source,
+            "spec": self.spec.to_json(),
+            "variants": {
+                v.name: {
+                    "recipe": v.recipe,
+                    "files": list(v.files),
+                    "least_onnxruntime": v.least_onnxruntime,
+                    "passed": v.passed,
+                }
+                for v in self.variants.values()
+            },
+            "files": {name: vars(record) for name, record in sorted(self.files.items())},
+        }
+
+    def size_bytes(self, variant: str) -> int:
+        """Bytes of a variant's files."""
+        return sum(self.files[name].size_bytes for name in self.variants[variant].files)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder whose manifest was read; paths come from the manifest and nowhere else."""
+
+    path: Path
+    manifest: Manifest
+
+    def variant(self, name: str) -> Variant:
+        """The variant called ``name``.
+
+        Raises OptionError when the folder has none of that name.
+        """
+        if name in self.manifest.variants:
+            return self.manifest.variants[name]
+        raise OptionError(
+            f"variant {name!r} of {self.path}",
+            expected=f"one of {', '.join(self.manifest.variants)}",
+            found="no such variant",
+            remedy="choose one of these, or build it",
+        )
+
+    def graph_path(self, name: str) -> Path:
+        """The .onnx file of a variant, all its files checked to be there in the right size.
+
+        Raises ModelFolderError on a missing or cut file.
+        """
+        files = self.variant(name).files
+        for file in files:
+            self._check_size(file)
+        return self.path / files[0]
+
+    def report_path(self, name: str) -> Path:
+        """Where the evidence of a variant lies."""
+        return self.path / REPORTS / f"{name}.json"
+
+    def check_hashes(self, names: Iterator[str] | None = None) -> None:
+        """Read every file of the manifest (or those named) and compare its sha256.
+
+        Raises ModelFolderError that names the first file which differs.
+        """
+        for name in names if names is not None else iter(self.manifest.files):
+            self._check_size(name)
+            found = file_record(self.path / name)
+            if found != self.manifest.files[name]:
+                raise ModelFolderError(
+                    f"{self.path / name}",
+                    expected=f"sha256 {self.manifest.files[name].sha256[:12]}… as {MANIFEST} says",
+                    found=f"{found.sha256[:12]}…",
+                    remedy="the file was changed: fetch or build it again",
+                )
+
+    def _check_size(self, name: str) -> None:
+        record, path = self.manifest.files.get(name), self.path / name
+        size = path.stat().st_size if path.is_file() else None
+        if record is None or size != record.size_bytes:
+            raise ModelFolderError(
+                f"{path}",
+                expected="a file of the manifest" if record is None else f"{record.size_bytes} bytes",
+                found="no such file" if size is None else f"{size} bytes",
+                remedy="fetch or build the folder again",
+            )
+
+    def with_evidence(self, verdicts: dict[str, bool | None]) -> ModelFolder:
+        """This folder with verdicts set and the records of card and reports refreshed, written to disk."""
+        m = self.manifest
+        variants = {
+            v.name: Variant(v.name, v.recipe, v.files, v.least_onnxruntime, verdicts.get(v.name, v.passed))
+            for v in m.variants.values()
+        }
+        files = dict(m.files)
+        evidence = [self.path / CARD, *sorted((self.path / REPORTS).glob("*.json"))]
+        files |= {p.relative_to(self.path).as_posix(): file_record(p) for p in evidence if p.is_file()}
+        manifest = Manifest(m.name, m.version, m.source, m.spec, variants, files)
+        write_text(self.path / MANIFEST, dump(manifest.to_json()))
+        return ModelFolder(self.path, manifest)
+
+
+def sidecar_name(graph_name: str) -> str:
+    """``model.onnx`` → ``model.onnx_data``: the name transformers.js and Optimum look for."""
+    return f"{graph_name}_data"
+
+
+def graph_name(suffix: str) -> str:
+    """The file of a recipe's suffix, inside the folder."""
+    return f"{ONNX}/model{suffix}.onnx"
+
+
+def dump(value: object) -> str:
+    """JSON as we write it: readable, stable, no NaN."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and sha256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileRecord(digest.hexdigest(), file.tell())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old one or the new one.
+
+    Raises OutputError when it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}",
+            expected="room and permission to write",
+            found=f"{error.strerror or error}",
+            remedy="free space or choose another place",
+        ) from error
+
+
+def open_folder(path: Path) -> ModelFolder:
+    """Read the manifest of a model folder.
+
+    Raises ModelFolderError when there is none, or it is of another format, or names files outside the folder.
+    """
+    if not (path / MANIFEST).is_file():
+        raise ModelFolderError(
+            f"{path}",
+            expected=f"a model folder with {MANIFEST}",
+            found="no such folder" if not path.exists() else f"no {MANIFEST}",
+            remedy="make one with `featherbed build CHECKPOINT`",
+        )
+    raw = read_json(path / MANIFEST, ModelFolderError)
+    try:
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']!r}, where this version reads {FORMAT}")
+        files = {str(n): FileRecord(str(r["sha256"]), int(r["size_bytes"])) for n, r in raw["files"].items()}
+        variants = {
+            str(n): Variant(str(n), v["recipe"], tuple(v["files"]), v["least_onnxruntime"], v["passed"])
+            for n, v in raw["variants"].items()
+        }
+        for name in [*files, *(f for v in variants.values() for f in v.files)]:
+            if not _inside(name):
+                raise ValueError(f"the path {name!r}, which leaves the folder")
+        manifest = Manifest(
+            str(raw["name"]), str(raw["featherbed"]), dict(raw["source"]), Spec.from_json(raw["spec"]), variants, files
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFolderError(
+            f"{path / MANIFEST}",
+            expected="a manifest of ours",
+            found=f"{type(error).__name__}: {error}",
+            remedy="build the folder again with this version",
+        ) from error
+    return ModelFolder(path, manifest)
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and ":" not in name
+
+
+@contextmanager
+def publish(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its place when the block ends well, and vanishes when not.
+
+    Raises OptionError when ``out`` exists and is not a model folder of ours, OutputError when it cannot be
+    written.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise OptionError(
+            f"output {out}",
+            expected="a new folder, or a model folder to replace",
+            found="something else",
+            remedy="choose another place with -o",
+        )
+    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    old = out.with_name(f"{out.name}.old-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        sync_folder(temporary)
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise OutputError(
+            f"output {out}",
+            expected="room and permission to write there",
+            found=f"{error.strerror or error}",
+            remedy="free space or choose another place with -o",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, so that the names in it survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # Windows and some network file systems cannot
+        pass
+    finally:
+        os.close(descriptor)

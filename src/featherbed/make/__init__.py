@@ -1,0 +1,1 @@
+"""Checkpoint → variant. Needs numpy and onnx; no torch, and no onnxruntime."""

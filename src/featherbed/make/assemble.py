@@ -1,0 +1,82 @@
+"""The files of a model folder that are not graphs: tokenizer, configs, pooling, in every reader's schema."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from featherbed.folder import dump, write_text
+from featherbed.spec import Pooling, Spec, read_json
+
+COPIED = ("config.json", "special_tokens_map.json", "vocab.txt")
+MODULE = "sentence_transformers.models"
+OLD_MODES = {
+    "pooling_mode_cls_token": Pooling.CLS,
+    "pooling_mode_mean_tokens": Pooling.MEAN,
+    "pooling_mode_max_tokens": None,
+    "pooling_mode_mean_sqrt_len_tokens": None,
+    "pooling_mode_weightedmean_tokens": None,
+    "pooling_mode_lasttoken": Pooling.LAST,
+}
+
+
+def write_configs(source: Path, out: Path, spec: Spec) -> None:
+    """Everything beside the graphs that sentence-transformers, Optimum, fastembed and we read.
+
+    tokenizer.json loses the padding and truncation some checkpoints left in it (MiniLM's pads all to 128).
+    """
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+    config = read_json(source / "config.json")
+    _write(out / "config.json", {**config, "pad_token_id": spec.pad_id})
+    tokenizer = read_json(source / "tokenizer.json")
+    if tokenizer.get("padding") or tokenizer.get("truncation"):
+        text = json.dumps({**tokenizer, "padding": None, "truncation": None}, ensure_ascii=False)
+        (out / "tokenizer.json").write_text(text, "utf-8")
+    else:
+        shutil.copyfile(source / "tokenizer.json", out / "tokenizer.json")
+    path = source / "tokenizer_config.json"
+    tokens = read_json(path) if path.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    tokens.pop("auto_map", None)  # names code that nobody of ours runs
+    pad = _token_of(tokenizer, spec.pad_id) or tokens.get("pad_token")
+    _write(
+        out / "tokenizer_config.json",
+        {**tokens, "model_max_length": spec.max_length, "padding_side": "right", "pad_token": pad},
+    )
+    modules = ["Transformer", "Pooling", "Normalize"]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    _write(
+        out / "modules.json",
+        [{"idx": i, "name": str(i), "path": paths[i], "type": f"{MODULE}.{m}"} for i, m in enumerate(modules)],
+    )
+    (out / "1_Pooling").mkdir()
+    _write(
+        out / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": spec.dim,
+            **{key: mode is spec.pooling for key, mode in OLD_MODES.items()},
+            "pooling_mode": spec.pooling.value,
+            "include_prompt": True,
+        },
+    )
+    _write(out / "sentence_bert_config.json", {"max_seq_length": spec.max_length, "do_lower_case": False})
+    _write(
+        out / "config_sentence_transformers.json",
+        {
+            "prompts": spec.prompts,
+            "default_prompt_name": spec.default_prompt_name,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def _token_of(tokenizer: dict[str, Any], number: int) -> str | None:
+    """The added token of this id."""
+    return next((str(t["content"]) for t in tokenizer.get("added_tokens") or () if t["id"] == number), None)
+
+
+def _write(path: Path, value: object) -> None:
+    write_text(path, dump(value))

@@ -1,0 +1,18 @@
+"""Checkpoint → reference graph: one file a family."""
+
+from __future__ import annotations
+
+from featherbed.make.checkpoint import Checkpoint
+from featherbed.make.graph import bert, qwen3
+from featherbed.make.ir import Graph
+from featherbed.spec import Spec
+
+BUILDERS = {"bert": bert.build, "qwen3": qwen3.build}
+
+
+def reference_graph(checkpoint: Checkpoint, spec: Spec) -> Graph:
+    """The graph of upstream's function, weights still unread.
+
+    Raises CheckpointError on missing or misshapen tensors, UnknownArchitectureError on unknown settings.
+    """
+    return BUILDERS[spec.family](checkpoint, spec)

@@ -1,0 +1,204 @@
+"""The small vocabulary that the families are written in.
+
+Inside a graph the stream of tokens is one matrix [N, D], N = B · T: linear layers, norms and the row
+quantization see rows only, so no row can depend on its neighbours. Attention sees [B, T, heads · size].
+Tokens are first aligned to the left whatever the caller's padding (see ``align``): the fused attention
+wants right padding, and positions then are 0, 1, 2, … for every mask, left, right or with holes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from featherbed.make.ir import (
+    LINEAR,
+    LOOKUP,
+    MICROSOFT,
+    OURS,
+    Attribute,
+    Graph,
+    Node,
+    Port,
+    Weight,
+    constant,
+)
+from featherbed.spec import Pooling
+
+Attributes = Mapping[str, Attribute]
+OPSET = 21
+FLOAT, INT32, INT, BOOL = 1, 6, 7, 9  # onnx.TensorProto's numbers
+INT64 = np.dtype(np.int64)
+FLOAT32 = np.dtype(np.float32)
+
+
+class Blocks:
+    """Collects nodes and weights; ``graph()`` gives the finished Graph."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[Node] = []
+        self._weights: dict[str, Weight] = {}
+        self._count = 0
+
+    def node(self, op: str, *inputs: str, domain: str = "", out: str = "", attributes: Attributes | None = None) -> str:
+        """Add one operator with one output; its name is made up unless ``out`` gives it."""
+        if not out:
+            self._count += 1
+            out = f"{op}_{self._count}"
+        self._nodes.append(Node(op, inputs, (out,), domain, tuple((attributes or {}).items())))
+        return out
+
+    def weight(self, weight: Weight) -> str:
+        """Add a weight; the same name twice is the same weight."""
+        self._weights.setdefault(weight.name, weight)
+        return weight.name
+
+    def const(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
+        """Add a small constant, shared between equal ones."""
+        array = np.asarray(value, dtype)
+        text = "_".join(str(v) for v in np.ravel(array))
+        name = f"const_{array.dtype.name}_{'x'.join(map(str, array.shape)) or 'scalar'}_{text}"
+        return self.weight(constant(name, array, array.dtype))
+
+    def cast(self, x: str, kind: int) -> str:
+        """x as another element type: BOOL, FLOAT, INT or INT32."""
+        return self.node("Cast", x, attributes={"to": kind})
+
+    def linear(self, x: str, weight: Weight, bias: Weight | None = None) -> str:
+        """x [N, K] · weightᵀ [K, M] (+ bias [M]) → [N, M]."""
+        y = self.node(LINEAR, x, self.weight(weight), domain=OURS)
+        return y if bias is None else self.node("Add", y, self.weight(bias))
+
+    def lookup(self, ids: str, table: Weight) -> str:
+        """Rows of ``table`` [V, D] at ids [B, T] → [B, T, D]."""
+        return self.node(LOOKUP, ids, self.weight(table), domain=OURS)
+
+    def rms_norm(self, x: str, gain: Weight, epsilon: float) -> str:
+        """x / sqrt(mean(x²) + ε) · gain over the last axis."""
+        return self.node(
+            "SimplifiedLayerNormalization",
+            x,
+            self.weight(gain),
+            attributes={"axis": -1, "epsilon": epsilon, "stash_type": 1},
+        )
+
+    def skip_rms_norm(self, x: str, residual: str, gain: Weight, epsilon: float) -> tuple[str, str]:
+        """(rms_norm(x + residual), x + residual)."""
+        self._count += 1
+        out, total = f"SkipNorm_{self._count}", f"Residual_{self._count}"
+        self._nodes.append(
+            Node(
+                "SkipSimplifiedLayerNormalization",
+                (x, residual, self.weight(gain)),
+                (out, "", "", total),
+                MICROSOFT,
+                (("epsilon", epsilon),),
+            )
+        )
+        return out, total
+
+    def graph(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> Graph:
+        """The finished graph, weights in the order of use."""
+        empty = Graph(self.name, OPSET, (), {}, inputs, outputs)
+        return empty.replaced(self._nodes, self._weights)
+
+
+class Aligned:
+    """The caller's [B, T] axes, and the same tokens moved to the front of their rows.
+
+    ``target`` [B, T] is where each token goes: the k-th real token of a row to k, padding behind them in
+    order. It is a permutation of every row, so a gather with it brings hidden states back.
+    """
+
+    def __init__(self, blocks: Blocks, mask: str) -> None:
+        b = blocks
+        self._b = b
+        self._shapes: dict[int, str] = {}
+        seen = b.cast(mask, BOOL)  # any non-zero is real
+        real = b.cast(seen, INT)
+        self.shape = b.node("Shape", mask)  # [B, T]
+        self.batch = b.node("Gather", self.shape, b.const([0]), attributes={"axis": 0})  # [1]
+        self.tokens = b.node("Gather", self.shape, b.const([1]), attributes={"axis": 0})  # [1]
+        self.lengths = b.node("ReduceSum", real, b.const([1]), attributes={"keepdims": 1})  # [B, 1]
+        rank = b.node("CumSum", real, b.const(1))  # 1-based among the real tokens
+        row = b.node("Range", b.const(0), b.node("Squeeze", self.tokens, b.const([0])), b.const(1))  # [T]
+        self.positions = row
+        padding = b.node("Sub", b.node("Add", self.lengths, row), rank)  # length + padding seen before
+        front = b.node("Sub", rank, b.const(1))
+        self.target = b.node("Where", seen, front, padding)
+
+    def move(self, ids: str) -> str:
+        """ids [B, T] with the real ones first."""
+        return self._b.node("ScatterElements", ids, self.target, ids, attributes={"axis": 1})
+
+    def row_starts(self) -> str:
+        """[B, 1]: where each row begins in [N, D]."""
+        b = self._b
+        count = b.node("Squeeze", self.batch, b.const([0]))
+        starts = b.node("Mul", b.node("Range", b.const(0), count, b.const(1)), self.tokens)
+        return b.node("Unsqueeze", starts, b.const([1]))
+
+    def restore(self, rows: str, out: str) -> str:
+        """rows [N, D] → [B, T, D] in the caller's order, real tokens and padding where they were."""
+        b = self._b
+        flat = b.node("Add", self.row_starts(), self.target)
+        return b.node("Gather", rows, flat, out=out, attributes={"axis": 0})
+
+    def seqlens(self) -> tuple[str, str]:
+        """What GroupQueryAttention asks for: last index of each row [B] and T, both int32."""
+        b = self._b
+        last = b.node("Squeeze", b.node("Sub", self.lengths, b.const(1)), b.const([1]))
+        last = b.node("Max", last, b.const(0))  # a row without tokens: kept from reading outside
+        total = b.node("Squeeze", self.tokens, b.const([0]))
+        return b.cast(last, INT32), b.cast(total, INT32)
+
+    def wide(self, rows: str, width: int) -> str:
+        """[N, width] → [B, T, width]; no copy."""
+        if width not in self._shapes:
+            self._shapes[width] = self._b.node("Concat", self.shape, self._b.const([width]), attributes={"axis": 0})
+        return self._b.node("Reshape", rows, self._shapes[width])
+
+
+def attention(
+    blocks: Blocks, qkv: tuple[str, ...], seqlens: tuple[str, str], rotary: tuple[str, ...], attributes: Attributes
+) -> str:
+    """GroupQueryAttention over [B, T, heads · size], padding right.
+
+    One output only: asking for the present keys and values would keep them all alive until the run ends.
+    """
+    inputs = (*qkv, "", "", *seqlens, *rotary)
+    full = {"do_rotary": int(bool(rotary)), **attributes}
+    return blocks.node("GroupQueryAttention", *inputs, domain=MICROSOFT, attributes=full)
+
+
+def pool(blocks: Blocks, rows: str, aligned: Aligned, pooling: Pooling, width: int) -> str:
+    """Aligned rows [N, D] → unit vectors ``sentence_embedding`` [B, D].
+
+    A row without any real token gives the vector of its first position; ``run`` refuses such rows.
+    """
+    b = blocks
+    if pooling is Pooling.MEAN:
+        weight = b.cast(b.node("Less", aligned.positions, aligned.lengths), FLOAT)  # [B, T]
+        weight = b.node("Div", weight, b.cast(aligned.lengths, FLOAT))
+        summed = b.node("MatMul", b.node("Unsqueeze", weight, b.const([1])), aligned.wide(rows, width))
+        pooled = b.node("Squeeze", summed, b.const([1]))
+    else:
+        starts = b.node("Squeeze", aligned.row_starts(), b.const([1]))
+        if pooling is Pooling.LAST:
+            last = b.node("Squeeze", b.node("Sub", aligned.lengths, b.const(1)), b.const([1]))
+            starts = b.node("Add", starts, b.node("Max", last, b.const(0)))
+        pooled = b.node("Gather", rows, starts, attributes={"axis": 0})
+    return b.node("LpNormalization", pooled, out="sentence_embedding", attributes={"axis": -1, "p": 2})
+
+
+def ports(width: int, token_types: bool) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The inputs and outputs every file of ours has (interop: names and axes that Optimum reads)."""
+    axes = ("batch_size", "sequence_length")
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if token_types else [])
+    return tuple(Port(n, INT64, axes) for n in names), (
+        Port("last_hidden_state", FLOAT32, (*axes, width)),
+        Port("sentence_embedding", FLOAT32, (axes[0], width)),
+    )

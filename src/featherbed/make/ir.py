@@ -1,0 +1,95 @@
+"""The graph while it is being made: nodes, and weights that are read only when they are written.
+
+Two operators here are ours and never reach a file: ``Linear`` (x, weight [N, K] → x · weightᵀ) and
+``Lookup`` (ids, table [V, D] → rows). A recipe's steps turn them into what onnxruntime runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MICROSOFT = "com.microsoft"
+OURS = "featherbed"
+LINEAR = "Linear"
+LOOKUP = "Lookup"
+
+Array = npt.NDArray[Any]
+Attribute = int | float | str | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A named constant. ``read`` yields it in row blocks, C order, which concatenate to ``shape``."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    read: Callable[[], Iterator[Array]] = field(compare=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def array(self) -> Array:
+        """The whole tensor in memory."""
+        blocks = list(self.read())
+        whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return whole.reshape(self.shape)
+
+
+def constant(name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> Weight:
+    """A small weight from a value at hand."""
+    array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+    return Weight(name, array.dtype, array.shape, lambda: iter((array,)))
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator. ``""`` stands for an input that is left out."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    domain: str = ""
+    attributes: tuple[tuple[str, Attribute], ...] = ()
+
+
+@dataclass(frozen=True)
+class Port:
+    """A graph input or output: name, element type, axes by name or size."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    axes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A whole graph. Steps take one and return another; nothing is changed in place."""
+
+    name: str
+    opset: int
+    nodes: tuple[Node, ...]
+    weights: dict[str, Weight]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def replaced(self, nodes: list[Node], weights: dict[str, Weight]) -> Graph:
+        """This graph with other nodes; weights that no node reads any more are dropped.
+
+        Weights are kept in the order in which nodes use them, which is the order in which they are written.
+        """
+        used = dict.fromkeys(name for node in nodes for name in node.inputs if name in weights)
+        kept = {name: weights[name] for name in used}
+        return Graph(self.name, self.opset, tuple(nodes), kept, self.inputs, self.outputs)
+
+    def linear_names(self) -> tuple[str, ...]:
+        """The weights of all Linear nodes that no step has turned into something else yet."""
+        return tuple(n.inputs[1] for n in self.nodes if (n.domain, n.op) == (OURS, LINEAR))

@@ -1,0 +1,53 @@
+"""Linear weights in 8 bits with one scale an output column: what both W8A8 ways share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from featherbed.make.ir import Array, Weight
+
+Float = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int8]
+
+
+def round_columns(rows: Float, limit: int) -> tuple[Codes, Float]:
+    """rows [N, K], a row an output → codes [N, K] in ±limit and scales [N] with rows ≈ codes · scales.
+
+    scale = max|row| / limit, codes rounded half to even; a row of zeros has scale 1.
+    """
+    peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    scales = np.where(peak > 0, peak / np.float32(limit), np.float32(1)).astype(np.float32)
+    scaled = rows / scales[:, None]
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -limit, limit, out=scaled)
+    return scaled.astype(np.int8), scales
+
+
+def column_weights(weight: Weight, bits: int) -> tuple[Weight, Weight]:
+    """(codes [K, N] s8 as MatMulInteger reads them, scales [N] f32) of a float weight [N, K].
+
+    The two are written one after the other; the rounding is kept for the second and then forgotten.
+    """
+    limit = 2 ** (bits - 1) - 1
+
+    @lru_cache(maxsize=1)
+    def rounded() -> tuple[Codes, Float]:
+        codes, scales = round_columns(np.asarray(weight.array(), np.float32), limit)
+        return np.ascontiguousarray(codes.T), scales
+
+    def read_codes() -> Iterator[Array]:
+        yield rounded()[0]
+
+    def read_scales() -> Iterator[Array]:
+        yield rounded()[1]
+        rounded.cache_clear()
+
+    rows, columns = weight.shape
+    return (
+        Weight(f"{weight.name}.s8", np.dtype(np.int8), (columns, rows), read_codes),
+        Weight(f"{weight.name}.scales", np.dtype("<f4"), (rows,), read_scales),
+    )

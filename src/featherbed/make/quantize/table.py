@@ -1,0 +1,53 @@
+"""The embedding table in 8 bits: GatherBlockQuantized, a scale a block of a row.
+
+Only the rows that are read are ever touched, so the table costs the disk, not the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from featherbed.make.ir import LOOKUP, MICROSOFT, OURS, Array, Graph, Node, Weight
+from featherbed.make.quantize.blockwise import round_blocks
+from featherbed.recipe import BlockwiseTable
+
+
+def table_weights(table: Weight, bits: int, block: int) -> tuple[Weight, Weight]:
+    """(codes [V, D] u8 with zero point 128, scales [V, blocks]) of a float table [V, D].
+
+    Rounded block of rows by block of rows: a 600 MB table is never in memory whole, so it is read twice.
+    """
+    rows, width = table.shape
+    blocks = -(-width // block)
+
+    def read_codes() -> Iterator[Array]:
+        for part in table.read():
+            codes, _ = round_blocks(np.asarray(part, np.float32), bits, block)
+            yield np.ascontiguousarray(codes.reshape(len(part), -1)[:, :width])
+
+    def read_scales() -> Iterator[Array]:
+        for part in table.read():
+            yield round_blocks(np.asarray(part, np.float32), bits, block)[1]
+
+    return (
+        Weight(f"{table.name}.q{bits}", np.dtype(np.uint8), (rows, width), read_codes),
+        Weight(f"{table.name}.scales", np.dtype("<f4"), (rows, blocks), read_scales),
+    )
+
+
+def apply(graph: Graph, step: BlockwiseTable) -> Graph:
+    """The graph with every Lookup as GatherBlockQuantized."""
+    nodes: list[Node] = []
+    weights = dict(graph.weights)
+    for node in graph.nodes:
+        if (node.domain, node.op) != (OURS, LOOKUP):
+            nodes.append(node)
+            continue
+        ids, name = node.inputs
+        codes, scales = table_weights(weights[name], step.bits, step.block)
+        weights |= {codes.name: codes, scales.name: scales}
+        attributes = (("bits", step.bits), ("block_size", step.block), ("gather_axis", 0), ("quantize_axis", 1))
+        nodes.append(Node("GatherBlockQuantized", (codes.name, ids, scales.name), node.outputs, MICROSOFT, attributes))
+    return graph.replaced(nodes, weights)

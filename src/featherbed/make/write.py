@@ -1,0 +1,153 @@
+"""A graph into an .onnx file and its sidecar, tensor by tensor; the only room that knows external data.
+
+Offsets follow from shapes alone, so the sidecar is written front to back, block by block, hashed on the
+way, and no weight outlives its turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from featherbed.errors import OutputError
+from featherbed.folder import FileRecord, sidecar_name
+from featherbed.make.ir import MICROSOFT, Graph, Node, Port, Weight
+
+IR_VERSION = 10
+INLINE_LIMIT_BYTES = 128 * 2**20  # below it one file is handier, and protobuf still cheap to parse
+SIDECAR_ALIGN = 4096  # a page, so that a tensor can be mapped by itself
+SIDECAR_LEAST_BYTES = 128  # constants stay in the graph, where shape inference can see them
+
+Advance = Callable[[int], None]
+
+
+class _Sink:
+    """A file that counts and hashes what goes through it, and syncs before it closes."""
+
+    def __init__(self, path: Path, advance: Advance) -> None:
+        self.path = path
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._advance = advance
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+        self._advance(len(data))
+
+    def close(self) -> FileRecord:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return FileRecord(self._hash.hexdigest(), self.size)
+
+    def abandon(self) -> None:
+        self._file.close()
+
+
+def write_graph(
+    graph: Graph, path: Path, metadata: dict[str, str], advance: Advance = lambda _: None,
+    inline_limit_bytes: int = INLINE_LIMIT_BYTES,
+) -> dict[str, FileRecord]:  # fmt: skip
+    """Write ``graph`` to ``path``, with a sidecar beside it when its weights pass the limit.
+
+    ``metadata`` goes into the model's metadata_props. ``advance`` is told the bytes written as they go.
+    Returns the record of each file by name. Raises OutputError when writing fails; what was begun is removed.
+    """
+    total = sum(w.size_bytes for w in graph.weights.values())
+    split = total > inline_limit_bytes
+    sidecar = path.with_name(sidecar_name(path.name))
+    records: dict[str, FileRecord] = {}
+    try:
+        if split:
+            places, records[sidecar.name] = _write_sidecar(graph, sidecar, advance)
+        else:
+            places = {}
+        model = _model(graph, metadata, places, sidecar.name)
+        sink = _Sink(path, (lambda _: None) if split else advance)
+        try:
+            sink.write(model.SerializeToString(deterministic=True))
+        except BaseException:
+            sink.abandon()
+            raise
+        records[path.name] = sink.close()
+    except OSError as error:
+        for file in (path, sidecar):
+            file.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}",
+            expected=f"room and permission for {total / 1e6:.0f} MB",
+            found=f"{error.strerror or error}",
+            remedy="free space or choose another folder with -o",
+        ) from error
+    return records
+
+
+def _external(weight: Weight) -> bool:
+    return weight.size_bytes >= SIDECAR_LEAST_BYTES
+
+
+def _write_sidecar(graph: Graph, path: Path, advance: Advance) -> tuple[dict[str, int], FileRecord]:
+    places: dict[str, int] = {}
+    sink = _Sink(path, advance)
+    try:
+        for weight in graph.weights.values():
+            if not _external(weight):
+                continue
+            sink.write(bytes(-sink.size % SIDECAR_ALIGN))
+            places[weight.name] = sink.size
+            for block in weight.read():
+                sink.write(block.data.cast("B"))
+            if sink.size - places[weight.name] != weight.size_bytes:
+                raise AssertionError(f"{weight.name} gave {sink.size - places[weight.name]} bytes of its shape's")
+    except BaseException:
+        sink.abandon()
+        raise
+    return places, sink.close()
+
+
+def _tensor(weight: Weight, places: dict[str, int], location: str) -> TensorProto:
+    proto = TensorProto(name=weight.name, dims=weight.shape, data_type=helper.np_dtype_to_tensor_dtype(weight.dtype))
+    if weight.name in places:
+        proto.data_location = TensorProto.EXTERNAL
+        entries = {"location": location, "offset": places[weight.name], "length": weight.size_bytes}
+        for key, value in entries.items():
+            proto.external_data.add(key=key, value=str(value))
+    else:
+        proto.raw_data = weight.array().tobytes()
+    return proto
+
+
+def _port(port: Port) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(port.dtype), port.axes)
+
+
+def _node(node: Node) -> onnx.NodeProto:
+    proto = helper.make_node(node.op, node.inputs, node.outputs, name=node.outputs[0], domain=node.domain)
+    proto.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(node.attributes))
+    return proto
+
+
+def _model(graph: Graph, metadata: dict[str, str], places: dict[str, int], location: str) -> onnx.ModelProto:
+    nodes = [_node(n) for n in graph.nodes]
+    proto = helper.make_graph(
+        nodes,
+        graph.name,
+        [_port(p) for p in graph.inputs],
+        [_port(p) for p in graph.outputs],
+        [_tensor(w, places, location) for w in graph.weights.values()],
+    )
+    domains = [helper.make_opsetid("", graph.opset)]
+    if any(n.domain == MICROSOFT for n in graph.nodes):
+        domains.append(helper.make_opsetid(MICROSOFT, 1))
+    model = helper.make_model(proto, opset_imports=domains, producer_name="featherbed", ir_version=IR_VERSION)
+    for key, value in sorted(metadata.items()):
+        model.metadata_props.add(key=key, value=value)
+    return model

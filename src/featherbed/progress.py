@@ -1,0 +1,40 @@
+"""Long work tells how far it is: a stage's name, how much is done, how much there is.
+
+A Progress is any callable; ``silent`` ignores it. ``bar`` draws on standard error, for those who asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Ignore progress."""
+
+
+@contextmanager
+def bar() -> Iterator[Progress]:
+    """Bars on standard error, one a stage, for as long as the context lasts."""
+    from rich.console import Console  # drawn only on demand: the library itself never prints
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(32),
+        TextColumn("{task.percentage:>3.0f}%"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, int] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(bars.task_ids[tasks[stage]], completed=done, total=total)
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Text → vector. Needs numpy, onnxruntime and tokenizers; knows nothing of checkpoints."""

@@ -1,0 +1,53 @@
+"""Length-sorted, token-budgeted batches: little padding, bounded memory; who called gets the order back
+because a batch carries the places of its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids and mask [B, T], padded right; ``places`` [B] are the rows' places among the texts."""
+
+    ids: Ids
+    mask: Ids
+    places: npt.NDArray[np.intp]
+
+
+def collate(rows: Sequence[Sequence[int]], pad_id: int, places: npt.NDArray[np.intp] | None = None) -> Batch:
+    """Rows of ids as one batch, padded right to the longest."""
+    width = max(len(row) for row in rows)
+    ids = np.full((len(rows), width), pad_id, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)] = row
+        mask[at, : len(row)] = 1
+    return Batch(ids, mask, np.arange(len(rows)) if places is None else places)
+
+
+def plan(lengths: Sequence[int], budget: int) -> list[npt.NDArray[np.intp]]:
+    """Places of the texts, longest first, cut so that rows × longest row ≤ ``budget`` tokens.
+
+    A text longer than the budget is a batch of its own.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    cuts: list[npt.NDArray[np.intp]] = []
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, lengths[int(order[start])]))
+        cuts.append(order[start : start + rows])
+        start += rows
+    return cuts
+
+
+def batches(rows: Sequence[Sequence[int]], pad_id: int, budget: int) -> Iterator[Batch]:
+    """All rows, in batches of ``plan``."""
+    for places in plan([len(row) for row in rows], budget):
+        yield collate([rows[int(p)] for p in places], pad_id, places)

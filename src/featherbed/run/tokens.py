@@ -1,0 +1,112 @@
+"""Text → token ids: prompts before the text, truncation that keeps the end token, nothing from the text
+itself taken for a special token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from featherbed.errors import TextError, TokenizerError
+from featherbed.spec import Spec
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts, and how many of the texts were cut."""
+
+    ids: list[list[int]]
+    truncated: int
+
+
+class Tokenizer:
+    """A tokenizer.json, with its own padding and truncation replaced by what the spec says.
+
+    Safe to use from many threads: nothing changes after it was opened.
+    """
+
+    def __init__(self, folder: Path, spec: Spec) -> None:
+        """Open ``folder``/tokenizer.json. Raises TokenizerError when it is unusable or not the model's."""
+        path = folder / "tokenizer.json"
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for every defect of the file
+            raise TokenizerError(
+                f"{path}",
+                expected="a tokenizer in Hugging Face's JSON format",
+                found=f"{error}" if path.is_file() else "no such file",
+                remedy="fetch the file again",
+            ) from error
+        size = tokenizer.get_vocab_size()
+        if size > spec.vocab_size:
+            raise TokenizerError(
+                f"{path}",
+                expected=f"at most {spec.vocab_size} tokens, the rows of the model's table",
+                found=f"{size}",
+                remedy="use the tokenizer.json that belongs to the weights",
+            )
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+        empty = tokenizer.encode("").ids
+        self._append = spec.eos_id is not None and (not empty or empty[-1] != spec.eos_id)
+        self._special = len(empty) + self._append
+        self._room = spec.max_length - self._special
+        if self._special == 0 or self._room < 1:
+            raise TokenizerError(
+                f"{path}",
+                expected=f"at least one and fewer than {spec.max_length} special tokens around a text",
+                found=f"{self._special}",
+                remedy="use the tokenizer.json and max_seq_length that belong to the weights",
+            )
+        tokenizer.enable_truncation(spec.max_length - self._append)
+        self._tokenizer = tokenizer
+        self._spec = spec
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, special tokens included, after truncation."""
+        return len(self.encode([text]).ids[0])
+
+    def encode(self, texts: Sequence[str], prompt: str = "") -> Tokens:
+        """Ids of each text behind ``prompt``, at most ``max_length`` of them.
+
+        Raises TextError, naming the text's place, when one is not text; or when the prompt leaves no room.
+        """
+        if prompt:
+            self._check_prompt(prompt)
+        for place, text in enumerate(texts):
+            _check_text(text, place)
+        encodings = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
+        end = [self._spec.eos_id] if self._append and self._spec.eos_id is not None else []
+        ids = [encoding.ids + end for encoding in encodings]
+        return Tokens(ids, sum(bool(encoding.overflowing) for encoding in encodings))
+
+    def _check_prompt(self, prompt: str) -> None:
+        _check_text(prompt, "prompt")
+        length = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        if length >= self._room:
+            raise TextError(
+                "prompt",
+                expected=f"fewer than {self._room} tokens, so that a text fits behind it",
+                found=f"{length} or more",
+                remedy="shorten the prompt",
+            )
+
+
+def _check_text(text: object, place: int | str) -> None:
+    subject = f"text {place}" if isinstance(place, int) else place
+    if not isinstance(text, str):
+        raise TextError(
+            subject, expected="a string", found=type(text).__name__, remedy="pass strings only; nothing was embedded"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TextError(
+            subject,
+            expected="text that UTF-8 can carry",
+            found=f"a lone surrogate at character {error.start}",
+            remedy="decode the text with errors='replace' where it comes from",
+        ) from error

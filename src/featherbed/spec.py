@@ -1,0 +1,292 @@
+"""What a runtime must know that the graph does not say: pooling, prompts, lengths, special ids.
+
+Read from the files of a checkpoint or model folder, never typed. Files that disagree are an error that
+names both.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from featherbed.errors import FeatherbedError, OptionError, SpecError, TokenizerError, UnknownArchitectureError
+
+FAMILIES = ("bert", "qwen3")
+
+
+class Pooling(StrEnum):
+    """How hidden states become one vector. Values are sentence-transformers' words."""
+
+    LAST = "lasttoken"
+    MEAN = "mean"
+    CLS = "cls"
+
+
+OLD_KEYS = {
+    "pooling_mode_lasttoken": Pooling.LAST,
+    "pooling_mode_mean_tokens": Pooling.MEAN,
+    "pooling_mode_cls_token": Pooling.CLS,
+}
+OTHER_OLD_KEYS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
+FAMILY_POOLING = {"qwen3": Pooling.LAST}  # bert is not here: MiniLM pools by mean, bge by CLS
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The contract of one embedding model.
+
+    ``dim`` is the vector's size, ``vocab_size`` the rows of the embedding table, ``max_length`` the most
+    tokens a text may have, special tokens included. ``eos_id`` is the id every text must end with (None
+    where the model wants none). ``prompts`` maps a prompt's name to the bytes put before a text.
+    """
+
+    family: str
+    dim: int
+    vocab_size: int
+    max_length: int
+    pooling: Pooling
+    pad_id: int
+    eos_id: int | None
+    token_types: bool
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Spec:
+        """The opposite of ``to_json``.
+
+        Raises SpecError when a key is missing or unknown.
+        """
+        try:
+            return cls(**{**values, "pooling": Pooling(values["pooling"])})
+        except (TypeError, KeyError, ValueError) as error:
+            raise SpecError(
+                "spec in the manifest",
+                expected=f"the keys {', '.join(cls.__dataclass_fields__)}",
+                found=str(error),
+                remedy="build the folder again with this version",
+            ) from error
+
+    @property
+    def max_batch_tokens_hint(self) -> int:
+        """Tokens a run should hold so that the widest activations stay near the caches."""
+        return 2048 if self.dim <= 512 else 1024
+
+
+def read_json(path: Path, error: type[FeatherbedError] = SpecError) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises ``error`` when the file is missing, a git-lfs pointer, not JSON, or not an object.
+    """
+    text = ""
+    try:
+        text = path.read_text("utf-8")
+        value = json.loads(text)
+        found = "" if isinstance(value, dict) else type(value).__name__
+    except FileNotFoundError:
+        found = "no such file"
+    except (OSError, ValueError, RecursionError) as failure:
+        lfs = text.startswith("version https://git-lfs")
+        found = "a git-lfs pointer (run `git lfs pull`)" if lfs else f"{type(failure).__name__}: {failure}"
+    if found:
+        raise error(f"{path}", expected="a JSON object", found=found, remedy="fetch it again, whole")
+    return dict(value)
+
+
+def integer(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A positive whole number of config.json.
+
+    Raises SpecError when it is missing without a default, or something else.
+    """
+    value = config.get(key, default)
+    if value is None and default is not None:
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SpecError(
+            f"config.json, key {key!r}",
+            expected="a positive whole number",
+            found="nothing" if value is None else repr(value),
+            remedy="use the config.json that belongs to the weights",
+        )
+    return value
+
+
+def number(config: dict[str, Any], key: str, default: float) -> float:
+    """A positive number of config.json; ``default`` where it is missing.
+
+    Raises SpecError on anything else.
+    """
+    value = config.get(key, default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise SpecError(
+            f"config.json, key {key!r}",
+            expected="a positive number",
+            found=repr(value),
+            remedy="use the config.json that belongs to the weights",
+        )
+    return float(value)
+
+
+def read_spec(folder: Path, pooling: str | None = None) -> Spec:
+    """The spec of a checkpoint folder in sentence-transformers' or transformers' layout.
+
+    ``pooling`` decides where the files are silent; where they speak it must agree.
+    Raises SpecError when files are silent or disagree, TokenizerError without a tokenizer.json,
+    UnknownArchitectureError for a family that is not built here.
+    """
+    config = read_json(folder / "config.json")
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise UnknownArchitectureError(
+            f"model_type in {folder / 'config.json'}",
+            expected=f"one of {', '.join(FAMILIES)}",
+            found=repr(family),
+            remedy="choose a model of these families",
+        )
+    tokens = _optional(folder / "tokenizer_config.json")
+    if not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(
+            f"{folder}",
+            expected="tokenizer.json",
+            found="none",
+            remedy="fetch it, or save it with transformers' AutoTokenizer(...).save_pretrained",
+        )
+    tokenizer = read_json(folder / "tokenizer.json", TokenizerError)
+    sentence = _optional(folder / "config_sentence_transformers.json")
+    pad, eos = _special_ids(config, tokens, tokenizer)
+    found = _pooling(folder, family, pooling)
+    prompts, default_name = _prompts(folder, sentence)
+    return Spec(
+        family=family,
+        dim=integer(config, "hidden_size"),
+        vocab_size=integer(config, "vocab_size"),
+        max_length=_max_length(folder, config, tokens),
+        pooling=found,
+        pad_id=pad,
+        eos_id=eos if found is Pooling.LAST else None,
+        token_types=family == "bert",
+        prompts=prompts,
+        default_prompt_name=default_name,
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def pooling_in(config: dict[str, Any], path: Path) -> Pooling:
+    """The pooling a 1_Pooling/config.json means: the old booleans, the new key, or both.
+
+    Raises SpecError when they are silent, disagree, or name a pooling that is not built here.
+    """
+    old = {OLD_KEYS[k] for k in OLD_KEYS if config.get(k)}
+    other = [k for k in OTHER_OLD_KEYS if config.get(k)]
+    new = config.get("pooling_mode")
+    names = {p.value for p in old} | ({str(new)} if new else set())
+    if other or len(names) != 1 or names - {p.value for p in Pooling}:
+        raise SpecError(
+            f"{path}",
+            expected=f"exactly one pooling of {', '.join(p.value for p in Pooling)}",
+            found=", ".join(sorted(names) + other) or "none",
+            remedy="mend the file so that the old booleans and pooling_mode agree",
+        )
+    return Pooling(names.pop())
+
+
+def _pooling(folder: Path, family: str, asked: str | None) -> Pooling:
+    if asked is not None and asked not in {p.value for p in Pooling}:
+        raise OptionError(
+            "--pooling",
+            expected=f"one of {', '.join(p.value for p in Pooling)}",
+            found=repr(asked),
+            remedy="choose one of these",
+        )
+    path = folder / "1_Pooling" / "config.json"
+    if path.is_file():
+        said = pooling_in(read_json(path), path)
+        if asked is not None and Pooling(asked) is not said:
+            raise SpecError(
+                "--pooling",
+                expected=f"{said.value} as {path} says",
+                found=asked,
+                remedy="leave the option out, or mend the file",
+            )
+        return said
+    if asked is not None:
+        return Pooling(asked)
+    if family in FAMILY_POOLING:
+        return FAMILY_POOLING[family]
+    raise SpecError(
+        f"pooling of {folder}",
+        expected="1_Pooling/config.json",
+        found="no such file, and models of this family differ",
+        remedy="say --pooling mean or --pooling cls",
+    )
+
+
+def _prompts(folder: Path, sentence: dict[str, Any]) -> tuple[dict[str, str], str | None]:
+    prompts, default = sentence.get("prompts") or {}, sentence.get("default_prompt_name")
+    sound = isinstance(prompts, dict) and all(isinstance(v, str) for v in prompts.values())
+    if not sound or (default is not None and default not in prompts):
+        raise SpecError(
+            f"{folder / 'config_sentence_transformers.json'}",
+            expected="prompts that map names to texts, and a default_prompt_name among them",
+            found=f"prompts {prompts!r}, default_prompt_name {default!r}",
+            remedy="mend the file",
+        )
+    return dict(prompts), default
+
+
+def _max_length(folder: Path, config: dict[str, Any], tokens: dict[str, Any]) -> int:
+    positions = integer(config, "max_position_embeddings")
+    sentence = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
+    said = sentence if sentence is not None else tokens.get("model_max_length")
+    if isinstance(said, float) and said > 1e12:  # transformers' way of saying nothing
+        said = None
+    if said is None:
+        return positions
+    length = integer({"max_seq_length": int(said) if isinstance(said, float) else said}, "max_seq_length")
+    return min(length, positions)
+
+
+def _special_ids(config: dict[str, Any], tokens: dict[str, Any], tokenizer: dict[str, Any]) -> tuple[int, int | None]:
+    """(pad id, end-of-text id) by name from tokenizer_config.json, else by number from config.json."""
+    try:
+        ids = {str(t["content"]): int(t["id"]) for t in tokenizer.get("added_tokens") or ()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            "added_tokens in tokenizer.json",
+            expected="entries with content and id",
+            found=str(error),
+            remedy="fetch the file again",
+        ) from error
+
+    def named(key: str) -> int | None:
+        token = tokens.get(key)
+        content = token.get("content") if isinstance(token, dict) else token
+        return ids.get(content) if isinstance(content, str) else None
+
+    def numbered(key: str) -> int | None:
+        value = config.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    eos = numbered("eos_token_id")
+    eos = eos if eos is not None else named("eos_token")
+    pad = named("pad_token")
+    pad = pad if pad is not None else numbered("pad_token_id")
+    pad = pad if pad is not None else eos
+    if pad is None:
+        raise SpecError(
+            "padding",
+            expected="pad_token in tokenizer_config.json or pad_token_id in config.json",
+            found="neither",
+            remedy="mend one of them",
+        )
+    return pad, eos
