@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from featherbed.report import Report, parse_gates
 from featherbed.run.tokens import Tokenizer
 from featherbed.spec import Spec, read_spec
 
+WRITERS = 2  # variants written at a time; each holds a few blocks of 16 MB
 DEFAULT_VARIANTS = ("fp32", "int8", "int8-block", "q4")
 
 
@@ -81,7 +83,9 @@ def build(
     with publish(target.absolute()) as folder:
         write_configs(checkpoint_folder, folder, spec)
         (folder / ONNX).mkdir()
-        records = {r.name: _write_variant(graph, r, folder, spec, progress) for r in chosen}
+        with ThreadPoolExecutor(WRITERS) as pool:  # numpy, hashing and writing let go of the interpreter
+            jobs = {r.name: pool.submit(_write_variant, graph, r, folder, spec, progress) for r in chosen}
+            records = {name: job.result() for name, job in jobs.items()}
         model = _manifest(folder, name, spec, chosen, records, checkpoint)
         if check:
             report = measure(model, [r.name for r in chosen], Bar(shipped(), asked), progress)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import queue
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -16,12 +18,14 @@ from onnx import TensorProto, helper
 
 from featherbed.errors import OutputError
 from featherbed.folder import FileRecord, sidecar_name
-from featherbed.make.ir import MICROSOFT, Graph, Node, Port, Weight
+from featherbed.make.ir import MICROSOFT, Array, Graph, Node, Port, Weight
 
 IR_VERSION = 10
 INLINE_LIMIT_BYTES = 128 * 2**20  # below it one file is handier, and protobuf still cheap to parse
 SIDECAR_ALIGN = 4096  # a page, so that a tensor can be mapped by itself
 SIDECAR_LEAST_BYTES = 128  # constants stay in the graph, where shape inference can see them
+
+AHEAD = 3  # blocks read before they are written: 16 MB each
 
 Advance = Callable[[int], None]
 
@@ -90,23 +94,59 @@ def write_graph(
     return records
 
 
-def _external(weight: Weight) -> bool:
-    return weight.size_bytes >= SIDECAR_LEAST_BYTES
+def ahead(weights: list[Weight]) -> Iterator[tuple[Weight, Array]]:
+    """The blocks of all weights in order, read and rounded in a thread while the last ones are hashed and written.
+
+    At most ``AHEAD`` blocks wait. An error while reading is raised here; leaving early stops the thread.
+    """
+    waiting: queue.Queue[tuple[Weight, Array] | BaseException | None] = queue.Queue(AHEAD)
+    left = threading.Event()
+
+    def put(item: tuple[Weight, Array] | BaseException | None) -> bool:
+        while not left.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for weight in weights:
+                size = 0
+                for block in weight.read():
+                    size += block.nbytes
+                    if not put((weight, block)):
+                        return
+                if size != weight.size_bytes:
+                    raise AssertionError(f"{weight.name} gave {size} bytes, its shape says {weight.size_bytes}")
+            put(None)
+        except BaseException as error:  # carried over to the thread that writes
+            put(error)
+
+    thread = threading.Thread(target=produce, name="featherbed-read", daemon=True)
+    thread.start()
+    try:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        left.set()
+        thread.join()
 
 
 def _write_sidecar(graph: Graph, path: Path, advance: Advance) -> tuple[dict[str, int], FileRecord]:
     places: dict[str, int] = {}
     sink = _Sink(path, advance)
     try:
-        for weight in graph.weights.values():
-            if not _external(weight):
-                continue
-            sink.write(bytes(-sink.size % SIDECAR_ALIGN))
-            places[weight.name] = sink.size
-            for block in weight.read():
-                sink.write(block.data.cast("B"))
-            if sink.size - places[weight.name] != weight.size_bytes:
-                raise AssertionError(f"{weight.name} gave {sink.size - places[weight.name]} bytes of its shape's")
+        external = [w for w in graph.weights.values() if w.size_bytes >= SIDECAR_LEAST_BYTES]
+        for weight, block in ahead(external):
+            if weight.name not in places:
+                sink.write(bytes(-sink.size % SIDECAR_ALIGN))
+                places[weight.name] = sink.size
+            sink.write(block.data.cast("B"))
     except BaseException:
         sink.abandon()
         raise

@@ -22,8 +22,7 @@ def round_columns(rows: Float, limit: int) -> tuple[Codes, Float]:
     peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     scales = np.where(peak > 0, peak / np.float32(limit), np.float32(1)).astype(np.float32)
     scaled = rows / scales[:, None]
-    np.rint(scaled, out=scaled)
-    np.clip(scaled, -limit, limit, out=scaled)
+    np.rint(scaled, out=scaled)  # within ±limit: the largest is peak / (peak / limit)
     return scaled.astype(np.int8), scales
 
 

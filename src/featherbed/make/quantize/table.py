@@ -17,19 +17,27 @@ from featherbed.recipe import BlockwiseTable
 def table_weights(table: Weight, bits: int, block: int) -> tuple[Weight, Weight]:
     """(codes [V, D] u8 with zero point 128, scales [V, blocks]) of a float table [V, D].
 
-    Rounded block of rows by block of rows: a 600 MB table is never in memory whole, so it is read twice.
+    Rounded block of rows by block of rows: a 600 MB table is never in memory whole. The scales, which are
+    small, are kept from the pass over the codes that is written before them.
     """
+    kept: list[Array] = []
+
     rows, width = table.shape
     blocks = -(-width // block)
 
     def read_codes() -> Iterator[Array]:
+        kept.clear()
         for part in table.read():
-            codes, _ = round_blocks(np.asarray(part, np.float32), bits, block)
+            codes, scales = round_blocks(np.asarray(part, np.float32), bits, block)
+            kept.append(scales)
             yield np.ascontiguousarray(codes.reshape(len(part), -1)[:, :width])
 
     def read_scales() -> Iterator[Array]:
-        for part in table.read():
-            yield round_blocks(np.asarray(part, np.float32), bits, block)[1]
+        if not kept:
+            for _ in read_codes():
+                pass
+        yield np.concatenate(kept)
+        kept.clear()
 
     return (
         Weight(f"{table.name}.q{bits}", np.dtype(np.uint8), (rows, width), read_codes),

@@ -1,0 +1,59 @@
+# Two commands for everyone: make demo, make test. Needs Python 3.11 or newer, nothing else.
+PYTHON ?= python3
+MODEL ?= .cache/all-MiniLM-L6-v2
+MINILM := .cache/all-MiniLM-L6-v2
+# torch without CUDA, where the index has such a build; elsewhere point this at the CPU wheels of PyTorch
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint parity bench docs clean help
+
+help:
+	@echo "make demo          build, verify, measure and use all-MiniLM-L6-v2 (MODEL=folder or Hub id for another)"
+	@echo "make test          every test that needs no torch"
+	@echo "make lint          ruff and mypy"
+	@echo "make parity        the suite against PyTorch, in an environment of its own"
+	@echo "make bench         the 0.6B shape against the stock path; needs TOKENIZER=folder (see docs/guide/bench.md)"
+	@echo "make clean         remove what these made"
+
+demo: .venv/.installed $(if $(filter $(MINILM),$(MODEL)),$(MINILM)/model.safetensors)
+	.venv/bin/python demo/demo.py $(MODEL)
+
+test: .venv/.tested $(MINILM)/model.safetensors
+	.venv/bin/python -m pytest -n 2 --ignore tests/reference
+
+lint: .venv/.tested
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+parity: .venv-reference/.installed $(MINILM)/model.safetensors
+	.venv-reference/bin/python -m pytest tests/reference
+
+bench: .venv/.installed .venv-reference/.installed
+	@test -n "$(TOKENIZER)" || { echo "make bench: expected TOKENIZER=folder with Qwen3-Embedding-0.6B's config.json and tokenizer.json, found nothing; see docs/guide/bench.md"; exit 2; }
+	.venv/bin/python benchmarks/main_job.py --ours .venv/bin/python --stock .venv-reference/bin/python --tokenizer $(TOKENIZER)
+
+clean:
+	rm -rf .venv .venv-reference .cache demo/out
+
+.python-checked:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make: expected Python 3.11 or newer, found {v.major}.{v.minor}; run make PYTHON=/path/to/python3.11 …")'
+
+.venv/.installed: pyproject.toml | .python-checked
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/.tested: .venv/.installed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+.venv-reference/.installed: pyproject.toml | .python-checked
+	$(PYTHON) -m venv .venv-reference
+	.venv-reference/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-reference/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[reference,test]' onnxscript
+	@touch $@
+
+$(MINILM)/model.safetensors: demo/weights.py demo/weights.txt | .venv/.installed
+	.venv/bin/python demo/weights.py $(MINILM)
+	@touch $@
