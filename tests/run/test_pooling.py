@@ -100,13 +100,13 @@ def test_a_pad_that_is_the_end_token_does_no_harm() -> None:
 @pytest.mark.parametrize("pooling", Pooling)
 def test_a_row_without_a_real_token_is_an_error(pooling: Pooling) -> None:
     mask = np.array([[1, 0], [0, 0], [0, 1]])
-    with pytest.raises(TextError, match="^row 1 of the batch: .*attention mask of zeros"):
+    with pytest.raises(TextError, match=r"^row 1 of the batch: .*attention mask of zeros"):
         pool(np.zeros((3, 2, 4), np.float32), mask, pooling)
 
 
 def test_a_mask_with_a_real_token_in_every_row_passes() -> None:
     check_mask(np.array([[0, 1], [1, 0]]))
-    with pytest.raises(TextError, match="^row 0 "):
+    with pytest.raises(TextError, match=r"^row 0 "):
         check_mask(np.array([[0, 0], [1, 0]]))
 
 

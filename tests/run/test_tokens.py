@@ -189,19 +189,19 @@ def test_a_lone_surrogate_is_named_by_its_place(text: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_that_leaves_no_room_is_an_error(name: str) -> None:
-    with pytest.raises(TextError, match="^prompt: expected fewer than"):
+    with pytest.raises(TextError, match=r"^prompt: expected fewer than"):
         opened(name).encode(["rain"], LONG)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_longest_prompt_still_leaves_room_for_a_token_of_the_text(name: str) -> None:
     special = opened(name).count("")
-    prompt = "a " * 10
-    length = opened(name).count(prompt.strip()) - special
-    with pytest.raises(TextError, match="^prompt: "):
-        Tokenizer(FIXTURES / name, replace(spec_of(name), max_length=length + special)).encode(["b"], prompt.strip())
+    prompt = " ".join("a" * 10)
+    length = opened(name).count(prompt) - special
+    with pytest.raises(TextError, match=r"^prompt: "):
+        Tokenizer(FIXTURES / name, replace(spec_of(name), max_length=length + special)).encode(["b"], prompt)
     roomy = Tokenizer(FIXTURES / name, replace(spec_of(name), max_length=length + special + 1))
-    rain, add = roomy.encode([" rain", " add"], prompt.strip()).ids
+    rain, add = roomy.encode([" rain", " add"], prompt).ids
     assert rain != add
 
 

@@ -27,7 +27,8 @@ def cosines(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
     x, y = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     products = np.einsum("nd,nd->n", x, y)
-    cosine = np.divide(products, lengths, out=np.zeros_like(products), where=lengths != 0)
+    with np.errstate(invalid="ignore"):  # inf / inf: overwritten with NaN below
+        cosine = np.divide(products, lengths, out=np.zeros_like(products), where=lengths != 0)
     cosine[~np.isfinite(x).all(axis=1) | ~np.isfinite(y).all(axis=1)] = math.nan
     return np.asarray(cosine, np.float64)
 

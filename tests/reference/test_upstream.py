@@ -1,0 +1,143 @@
+"""Against transformers on torch, live: `make parity`. Token ids are the same on both sides."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import featherbed
+from featherbed.run.batches import collate
+from featherbed.run.embedder import Embedder
+from tests.conftest import FIXTURES, NAMES, upstream
+
+BOUND = 2e-5  # largest difference of a component of unit vectors
+ROOT = Path(__file__).parent.parent.parent
+MINILM = ROOT / ".cache" / "all-MiniLM-L6-v2"
+TINY = ROOT.parent / "shared" / "models" / "tiny-qwen3-embedding"
+
+QWEN3 = {  # (changes of the config): every one of these broke somebody's export
+    "head_dim is not hidden over heads": {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "as many key-value heads as heads": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16},
+    "tied": {"tie_word_embeddings": True},
+    "untied with attention bias": {"tie_word_embeddings": False, "attention_bias": True},
+    "one key-value head": {"num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 32},
+    "another base and epsilon": {
+        "rope_parameters": {"rope_theta": 12345.0, "rope_type": "default"},
+        "rms_norm_eps": 1e-3,
+    },
+    "real head size": {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
+BERT: dict[str, dict[str, Any]] = {
+    "one head": {"num_attention_heads": 1},
+    "head size 8": {"num_attention_heads": 8},
+    "another epsilon and type table": {"layer_norm_eps": 1e-5, "type_vocab_size": 3},
+}
+
+
+def random_checkpoint(folder: Path, config: Any, like: str) -> Path:
+    """A random model of ``config`` with the tokenizer of the fixture ``like``, norms away from neutral."""
+    shutil.copytree(FIXTURES / like, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    torch.manual_seed(3)
+    model = transformers.AutoModel.from_config(config).to(torch.float32)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name.lower() or name.endswith("bias"):
+                value.add_(0.3 * torch.randn_like(value))
+        table = model.get_input_embeddings().weight
+        table[0] = 0.2 * torch.randn_like(table[0])
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if "position_ids" not in k}
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), "utf-8")
+    return folder
+
+
+def largest_error(checkpoint: Path, out: Path) -> float:
+    """Build and verify against the PyTorch model, on the shipped probe."""
+    folder = featherbed.build(checkpoint, out, ["fp32"], check=False).folder
+    report = featherbed.verify(folder, ["fp32"], upstream=checkpoint)
+    error = report.metrics["fp32"].reference_max_error
+    assert error is not None
+    return error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fixtures_are_what_upstream_gives_today(name: str) -> None:
+    kept = upstream(name)
+    model = transformers.AutoModel.from_pretrained(FIXTURES / name, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        out = model(input_ids=torch.from_numpy(kept.ids), attention_mask=torch.from_numpy(kept.mask))
+    hidden = out.last_hidden_state.numpy()
+    last = kept.mask.sum(1) - 1
+    if name == "bert-mean":
+        pooled = (hidden * kept.mask[:, :, None]).sum(1) / kept.mask.sum(1, keepdims=True)
+    else:
+        pooled = hidden[:, 0] if name == "bert-cls" else hidden[np.arange(len(last)), last]
+    assert np.abs(pooled - kept.vectors).max() <= 1e-4 * np.abs(kept.vectors).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fixtures_build_to_upstream_s_function(name: str, tmp_path: Path) -> None:
+    assert largest_error(FIXTURES / name, tmp_path / "out") <= BOUND
+
+
+@pytest.mark.parametrize("changes", QWEN3.values(), ids=QWEN3.keys())
+def test_a_random_qwen3_is_upstream_s_function(changes: dict[str, Any], tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "vocab_size": 384, "hidden_size": 80, "intermediate_size": 144, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 128,
+        "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.15,
+    }  # fmt: skip
+    config = transformers.Qwen3Config(**{**values, **changes})
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", config, "qwen3-tied")
+    assert largest_error(checkpoint, tmp_path / "out") <= BOUND
+
+
+@pytest.mark.parametrize("changes", BERT.values(), ids=BERT.keys())
+def test_a_random_bert_is_upstream_s_function(changes: dict[str, Any], tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "vocab_size": 384, "hidden_size": 64, "intermediate_size": 144, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.15,
+    }  # fmt: skip
+    config = transformers.BertConfig(**{**values, **changes})
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", config, "bert-mean")
+    assert largest_error(checkpoint, tmp_path / "out") <= BOUND
+
+
+def test_minilm_is_upstream_s_function(tmp_path: Path) -> None:
+    assert largest_error(MINILM, tmp_path / "out") <= BOUND
+
+
+@pytest.mark.skipif(not TINY.is_dir(), reason="the trained decoder lies beside the project, and here it does not")
+def test_the_trained_decoder_is_upstream_s_function(tmp_path: Path) -> None:
+    assert largest_error(TINY, tmp_path / "out") <= BOUND
+
+
+def test_left_padding_gives_what_upstream_gives_for_right_padding(tmp_path: Path) -> None:
+    kept = upstream("qwen3-tied")
+    folder = featherbed.build(FIXTURES / "qwen3-tied", tmp_path / "out", ["fp32"], check=False).folder
+    embedder = Embedder(folder)
+    batch = collate(kept.rows, embedder.spec.pad_id)
+    width = batch.ids.shape[1]
+    ids, mask = np.zeros_like(batch.ids), np.zeros_like(batch.mask)
+    for at, row in enumerate(kept.rows):
+        ids[at, width - len(row) :], mask[at, width - len(row) :] = row, 1
+    left = embedder.embed(type(batch)(ids, mask, batch.places))
+    assert np.abs(left - kept.unit).max() <= BOUND
+
+
+def test_a_wrong_rotary_base_would_be_seen(tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(FIXTURES / "qwen3-tied", tmp_path / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    config["rope_parameters"]["rope_theta"] = 2 * config["rope_parameters"]["rope_theta"]
+    (checkpoint / "config.json").write_text(json.dumps(config), "utf-8")
+    folder = featherbed.build(checkpoint, tmp_path / "out", ["fp32"], check=False).folder
+    report = featherbed.verify(folder, ["fp32"], upstream=FIXTURES / "qwen3-tied")
+    assert (report.metrics["fp32"].reference_max_error or 0) > BOUND

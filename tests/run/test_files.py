@@ -1,0 +1,255 @@
+"""Files of texts in, files of vectors out: nothing lost, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featherbed.errors import MissingError, OptionError, OutputError, TextError
+from featherbed.run.files import check_output, read_texts, write_vectors
+
+Vectors = npt.NDArray[np.float32]
+TEXTS = ["rain", "", "späť 雨 ☔", 'a "quoted"\nline\u2028end']
+VECTORS = np.random.default_rng(5).normal(size=(4, 7)).astype(np.float32)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str, bytes | str], str]:
+    def write(name: str, content: bytes | str) -> str:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return str(path)
+
+    return write
+
+
+Written = Callable[[str, bytes | str], str]
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("one\ntwo\n", ["one", "two"]),
+        ("one\ntwo", ["one", "two"]),
+        ("one\r\ntwo\r\n", ["one", "two"]),
+        ("one\r\n\r\ntwo", ["one", "", "two"]),
+        ("\none\n\n\ntwo\n\n", ["", "one", "", "", "two", ""]),
+        ("\n", [""]),
+        ("", []),
+        (" one \n\ttwo", [" one ", "\ttwo"]),
+        ("one\u2028still one\x0cand\x85still\rone", ["one\u2028still one\x0cand\x85still\rone"]),
+        ("\ufeffone\ntwo", ["one", "two"]),
+    ],
+)
+def test_a_text_file_has_a_text_a_line(written: Written, content: str, texts: list[str]) -> None:
+    assert read_texts(written("a.txt", content)) == texts
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.text(st.characters(exclude_characters="\n\r\ufeff", exclude_categories=["Cs"]))))
+def test_any_lines_come_back_whatever_the_line_ends(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.getbasetemp() / "lines.txt"
+    for end in ("\n", "\r\n"):
+        path.write_bytes("".join(text + end for text in texts).encode("utf-8"))
+        assert read_texts(str(path)) == texts
+
+
+def test_standard_input_has_a_text_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = "one\r\n\r\nzwölf".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))
+    assert read_texts("-") == ["one", "", "zwölf"]
+
+
+def test_json_lines_have_the_text_in_a_field(written: Written) -> None:
+    rows = [{"text": text, "id": at, "body": text.upper()} for at, text in enumerate(TEXTS)]
+    lines = "\r\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    assert read_texts(written("a.jsonl", lines)) == TEXTS
+    assert read_texts(written("a.JSONL", lines), "body") == [text.upper() for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "3", '"text"', '{"body": "x"}', '{"text": null}', '{"text": 3}', "[" * 100_000, "9" * 5000],
+    ids=lambda line: line[:16],
+)
+def test_a_bad_json_line_is_named(written: Written, line: str) -> None:
+    path = written("a.jsonl", f'{{"text": "fine"}}\n\n{line}\n{{"text": "fine"}}\n')
+    with pytest.raises(TextError, match=r"^line 3 of .*a\.jsonl: expected a text under 'text'") as caught:
+        read_texts(path)
+    assert len(str(caught.value)) < 400
+
+
+def test_comma_separated_values_have_the_text_in_a_column(written: Written) -> None:
+    content = 'id,text,"the body"\n1,"a, b",x\r\n2,"two\nlines",y\n3,,z\n4,"a ""quoted"" word",\n'
+    assert read_texts(written("a.csv", content)) == ["a, b", "two\nlines", "", 'a "quoted" word']
+    assert read_texts(written("a.csv", "\ufeff" + content), "the body") == ["x", "y", "z", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("id,text\n1,a\n2\n", 3), ('id,text\n1,"a\nb"\n2\n', 4), ("id,body\n1,a\n", 2)],
+    ids=["a short row", "a short row after two lines in a cell", "no such column"],
+)
+def test_a_row_without_its_column_is_named(written: Written, content: str, line: int) -> None:
+    with pytest.raises(TextError, match=rf"^line {line} of .*a\.csv: expected a text under 'text'"):
+        read_texts(written("a.csv", content))
+
+
+@pytest.mark.parametrize("row", ['1,"a"b', '1,"never closed'])
+def test_a_row_that_cannot_be_parsed_is_named(written: Written, row: str) -> None:
+    with pytest.raises(TextError, match=r"line 3 of .*a\.csv"):
+        read_texts(written("a.csv", f"id,text\n0,fine\n{row}\n"))
+
+
+def test_a_long_document_in_a_cell_is_read_whole(written: Written) -> None:
+    document = "rain " * 40_000
+    assert read_texts(written("a.csv", f"id,text\n1,{document}\n")) == [document]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_what_is_not_utf8_is_an_error(written: Written, suffix: str) -> None:
+    path = written(f"a{suffix}", "text\nzwölf\n".encode("latin-1"))
+    with pytest.raises(TextError, match=r"expected a readable file in UTF-8"):
+        read_texts(path)
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a", "a.txt.gz", ".txt"])
+def test_an_unknown_suffix_lists_the_known_ones(written: Written, name: str) -> None:
+    with pytest.raises(OptionError, match=r"expected a file ending in \.txt, \.jsonl, \.csv"):
+        read_texts(written(name, "rain"))
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "folder.txt"])
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(TextError, match=rf"^input .*{name}: expected a readable file"):
+        read_texts(str(tmp_path / name))
+
+
+def test_an_array_file_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "v.npy", TEXTS, VECTORS)
+    back = np.load(tmp_path / "v.npy", allow_pickle=False)
+    assert back.dtype == np.float32
+    assert np.array_equal(back, VECTORS)
+
+
+def read_rows(path: Path) -> tuple[list[str], Vectors]:
+    rows = [json.loads(line) for line in path.read_text("utf-8").removesuffix("\n").split("\n")]
+    assert all(row.keys() == {"text", "embedding"} for row in rows)
+    return [row["text"] for row in rows], np.array([row["embedding"] for row in rows], np.float32)
+
+
+def test_json_lines_carry_the_texts_and_the_vectors(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "v.jsonl", TEXTS, VECTORS)
+    texts, vectors = read_rows(tmp_path / "v.jsonl")
+    assert texts == TEXTS
+    assert np.abs(vectors - VECTORS).max() <= 2e-7 * np.abs(VECTORS).max()
+
+
+def test_json_lines_give_every_float_back_exactly(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(6).normal(size=(50, 48)).astype(np.float32)
+    write_vectors(tmp_path / "v.jsonl", ["rain"] * 50, vectors)
+    assert np.array_equal(read_rows(tmp_path / "v.jsonl")[1], vectors)
+
+
+def test_what_was_written_as_json_lines_can_be_embedded_again(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "v.jsonl", TEXTS, VECTORS)
+    assert read_texts(str(tmp_path / "v.jsonl")) == TEXTS
+
+
+def test_no_texts_make_an_empty_array(tmp_path: Path) -> None:
+    write_vectors(tmp_path / "v.npy", [], np.empty((0, 7), np.float32))
+    assert np.load(tmp_path / "v.npy").shape == (0, 7)
+    write_vectors(tmp_path / "v.jsonl", [], np.empty((0, 7), np.float32))
+    assert (tmp_path / "v.jsonl").read_bytes() == b""
+
+
+def fail(*_: Any, **__: Any) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def half_then_fail(file: Any, *_: Any, **__: Any) -> NoReturn:
+    file.write(b"half")
+    fail()
+
+
+FAULTS: dict[str, tuple[object, str, Callable[..., NoReturn]]] = {
+    "write": (np, "save", half_then_fail),
+    "fsync": (os, "fsync", fail),
+    "rename": (Path, "replace", fail),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("old", [b"old", None])
+def test_a_failing_write_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, old: bytes | None
+) -> None:
+    path = tmp_path / "v.npy"
+    if old is not None:
+        path.write_bytes(old)
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(OutputError, match="found No space left on device"):
+        write_vectors(path, TEXTS, VECTORS)
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if old is None else {"v.npy": old})
+    write_vectors(path, TEXTS, VECTORS)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "v.jsonl"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_vectors(path, TEXTS, VECTORS)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"v.jsonl": b"old"}
+
+
+def test_a_folder_in_the_place_of_the_output_is_an_error_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "v.npy").mkdir()
+    with pytest.raises(OutputError):
+        write_vectors(tmp_path / "v.npy", TEXTS, VECTORS)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
+    assert (tmp_path / "v.npy").is_dir()
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v", "v.npz"])
+def test_an_output_of_an_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OptionError, match=r"expected a file ending in \.npy, \.jsonl, \.parquet"):
+        check_output(tmp_path / name)
+
+
+def test_an_output_in_no_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="expected a folder that exists"):
+        check_output(tmp_path / "absent" / "v.npy")
+
+
+def test_an_output_in_the_current_folder_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_output(Path("v.npy"))
+
+
+@pytest.mark.parametrize("absent", ["pyarrow", "pyarrow.parquet"])
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(MissingError, match=r"pip install 'featherbed\[parquet\]'") as caught:
+        check_output(tmp_path / "v.parquet")
+    assert caught.value.exit_code == 3
