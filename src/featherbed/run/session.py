@@ -14,7 +14,7 @@ from featherbed.run.batches import Batch
 HIDDEN = "last_hidden_state"
 SENTENCE = "sentence_embedding"
 KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-ERROR = 3  # onnxruntime's severity: warnings about its own fusions are not for our users
+FATAL = 4  # onnxruntime's severity: what fails is raised as our error, not printed as well
 
 Vectors = npt.NDArray[np.float32]
 
@@ -34,7 +34,7 @@ class Session:
                 f"{path}", expected="an .onnx file", found="no such file", remedy="fetch or build it again"
             )
         options = ort.SessionOptions()
-        options.log_severity_level = ERROR
+        options.log_severity_level = FATAL
         if threads is not None:
             options.intra_op_num_threads = threads
         if not prepack:

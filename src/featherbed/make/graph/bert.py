@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from featherbed.errors import UnknownArchitectureError
 from featherbed.make.checkpoint import Checkpoint
-from featherbed.make.graph.blocks import Aligned, Blocks, attention, pool, ports
+from featherbed.make.graph.blocks import Aligned, Blocks, attention, check_head_size, pool, ports
 from featherbed.make.ir import MICROSOFT, Array, Graph, Weight
 from featherbed.spec import Spec, integer, number
 
@@ -45,6 +45,7 @@ def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
         )
     width, layers = integer(config, "hidden_size"), integer(config, "num_hidden_layers")
     heads, middle = integer(config, "num_attention_heads"), integer(config, "intermediate_size")
+    check_head_size(width // heads, rotary=False)
     epsilon = number(config, "layer_norm_eps", 1e-12)
     root = "bert." if checkpoint.has("bert.embeddings.word_embeddings.weight") else ""
 

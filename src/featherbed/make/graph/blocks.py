@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from featherbed.errors import UnknownArchitectureError
 from featherbed.make.ir import (
     LINEAR,
     LOOKUP,
@@ -160,6 +161,18 @@ class Aligned:
         if width not in self._shapes:
             self._shapes[width] = self._b.node("Concat", self.shape, self._b.const([width]), attributes={"axis": 0})
         return self._b.node("Reshape", rows, self._shapes[width])
+
+
+def check_head_size(size: int, rotary: bool) -> None:
+    """Raises UnknownArchitectureError on a head size that onnxruntime's attention kernel refuses at run time."""
+    step = 16 if rotary else 8
+    if size % step:
+        raise UnknownArchitectureError(
+            "head size in config.json",
+            expected=f"a multiple of {step}, which onnxruntime's fused attention needs",
+            found=str(size),
+            remedy="open an issue that names the model",
+        )
 
 
 def attention(

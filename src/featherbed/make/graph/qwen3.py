@@ -11,7 +11,7 @@ import numpy as np
 
 from featherbed.errors import UnknownArchitectureError
 from featherbed.make.checkpoint import Checkpoint
-from featherbed.make.graph.blocks import FLOAT, Aligned, Blocks, attention, pool, ports
+from featherbed.make.graph.blocks import FLOAT, Aligned, Blocks, attention, check_head_size, pool, ports
 from featherbed.make.ir import MICROSOFT, Graph, Weight, constant
 from featherbed.spec import Spec, integer, number
 
@@ -65,6 +65,7 @@ def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
     heads, middle = integer(config, "num_attention_heads"), integer(config, "intermediate_size")
     kv_heads = integer(config, "num_key_value_heads", heads)
     size = integer(config, "head_dim", width // heads)
+    check_head_size(size, rotary=True)
     epsilon = number(config, "rms_norm_eps", 1e-6)
     biased = bool(config.get("attention_bias", False))
     root = "model." if checkpoint.has("model.embed_tokens.weight") else ""
