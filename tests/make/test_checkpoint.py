@@ -95,9 +95,7 @@ def test_bfloat16_widens_as_two_zero_bytes_behind_each_value() -> None:
 
 
 @given(patterns=st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=40))
-def test_every_bfloat16_pattern_keeps_its_bits(
-    tmp_path_factory: pytest.TempPathFactory, patterns: list[int]
-) -> None:
+def test_every_bfloat16_pattern_keeps_its_bits(tmp_path_factory: pytest.TempPathFactory, patterns: list[int]) -> None:
     size = len(patterns)
     header = {"w": tensor("BF16", [size], 0, 2 * size)}
     folder = folder_of(tmp_path_factory.mktemp("bf16"), header, struct.pack(f"<{size}H", *patterns))
@@ -143,7 +141,7 @@ def test_blocks_of_a_large_tensor_concatenate_exactly(
 
 
 def test_a_tensor_larger_than_the_memory_is_not_read_whole(tmp_path: Path) -> None:
-    rows, size = 2**28, 2**40  # a hole of one TiB
+    rows, size = 2**26, 2**38  # a hole of 256 GiB
     raw = json.dumps({"w": tensor("F32", [rows, 1024], 0, size)}).encode()
     (tmp_path / "config.json").write_text("{}", "utf-8")
     with (tmp_path / "model.safetensors").open("wb") as file:
@@ -178,9 +176,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         ("<!DOCTYPE html>\n<html>\n</html>\n", "JSONDecodeError"),
     ],
 )
-def test_a_config_that_is_no_object_is_refused(
-    checkpoint: Callable[[str], Path], text: str | None, found: str
-) -> None:
+def test_a_config_that_is_no_object_is_refused(checkpoint: Callable[[str], Path], text: str | None, found: str) -> None:
     folder = checkpoint("bert-cls")
     (folder / "config.json").unlink()
     if text is not None:
@@ -296,7 +292,7 @@ def test_tensors_that_overlap_or_leave_holes_are_refused_as_the_library_does(
 
 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 4))
-def test_a_damaged_header_gives_our_error_or_what_the_library_reads(
+def test_a_damaged_header_gives_our_error_or_the_bytes_of_the_tensor(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
@@ -309,11 +305,11 @@ def test_a_damaged_header_gives_our_error_or_what_the_library_reads(
         raw[at] = rng.choice(np.frombuffer(b'0123456789[]{}",:- FBIw\0\xff', np.uint8))
     path.write_bytes(bytes(raw))
     try:
-        ours = open_checkpoint(folder).weight("w", (3, 4)).array()
+        read, text = open_checkpoint(folder).weight("w", (3, 4)).array().tobytes(), ""
     except CheckpointError as error:
-        assert len(str(error).splitlines()) == 1
-        return
-    assert np.array_equal(ours.ravel(), np.frombuffer(raw[-48:], np.float32))
+        read, text = bytes(raw[-48:]), str(error)
+    assert read == bytes(raw[-48:])
+    assert "\n" not in text
 
 
 @pytest.mark.parametrize(
@@ -358,11 +354,19 @@ def test_a_missing_shard_is_named(checkpoint: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../outside.safetensors", "/etc/passwd", "a/../../outside.safetensors", "sub/m.safetensors", "..", ".", "", 7, None],
+    [
+        "../outside.safetensors",
+        "/etc/passwd",
+        "a/../../outside.safetensors",
+        "sub/m.safetensors",
+        "..",
+        ".",
+        "",
+        7,
+        None,
+    ],
 )
-def test_a_shard_name_that_leaves_the_folder_is_refused_unread(
-    checkpoint: Callable[[str], Path], name: object
-) -> None:
+def test_a_shard_name_that_leaves_the_folder_is_refused_unread(checkpoint: Callable[[str], Path], name: object) -> None:
     folder = checkpoint("qwen3-biased")
     (folder.parent / "outside.safetensors").write_bytes(b"never read this")
     path = folder / "model.safetensors.index.json"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ from featherbed.folder import ModelFolder, dump, open_folder, write_text
 from featherbed.progress import Progress, silent
 from featherbed.spec import read_json
 
+TOKENS = 128
+
 
 @dataclass(frozen=True)
 class Load:
     """What is run: ``batch`` texts of ``tokens`` tokens, ``rounds`` times; ``threads`` 0 lets onnxruntime choose."""
 
-    tokens: int = 128
+    tokens: int | None = None  # 128, or the model's longest text if that is less
     batch: int = 8
     rounds: int = 7
     threads: int = 0
 
     def __post_init__(self) -> None:
         """Raises OptionError on numbers that make no run."""
-        if min(self.tokens, self.batch, self.rounds) < 1 or self.threads < 0:
+        if (self.tokens is not None and self.tokens < 1) or min(self.batch, self.rounds) < 1 or self.threads < 0:
             raise OptionError(
                 "bench",
                 expected="tokens, batch and rounds of at least 1, threads of at least 0",
@@ -95,11 +97,13 @@ def bench(
     """
     opened = open_folder(Path(folder))
     load = load or Load()
-    if load.tokens > opened.manifest.spec.max_length:
+    tokens = min(TOKENS, opened.manifest.spec.max_length) if load.tokens is None else load.tokens
+    load = replace(load, tokens=tokens)
+    if tokens > opened.manifest.spec.max_length:
         raise OptionError(
             "--tokens",
             expected=f"at most {opened.manifest.spec.max_length}, the model's longest text",
-            found=str(load.tokens),
+            found=str(tokens),
             remedy="choose fewer",
         )
     names = tuple(variants) or tuple(opened.manifest.variants)
@@ -134,7 +138,7 @@ def _row(
     seconds = float(np.median([b["seconds"] for b in batches]))
     last = batches[-1]
     return {
-        "tokens_per_s": round(load.batch * load.tokens / seconds, 1),
+        "tokens_per_s": round(load.batch * (load.tokens or 0) / seconds, 1),
         "texts_per_s": round(load.batch / seconds, 2),
         "latency_p50_ms": round(1000 * float(np.percentile(singles, 50)), 2),
         "latency_p95_ms": round(1000 * float(np.percentile(singles, 95)), 2),

@@ -14,8 +14,9 @@ from featherbed.errors import ModelFolderError
 from featherbed.folder import ModelFolder
 from featherbed.probe import Probe
 from featherbed.progress import Progress, silent
-from featherbed.recipe import RECIPES, REFERENCE
+from featherbed.recipe import REFERENCE, recipe
 from featherbed.report import Gate, Metrics, Report, Verdict, gates_for
+from featherbed.run.batches import batches
 from featherbed.run.embedder import Embedder
 
 Vectors = npt.NDArray[np.float32]
@@ -49,14 +50,9 @@ def measure(folder: ModelFolder, variants: Sequence[str], bar: Bar, progress: Pr
     reference: Vectors | None = None
     for name in names:
         folder.check_hashes(iter(folder.variant(name).files))
-        # the reference stays mapped: a 0.6B model would otherwise be copied into memory for one pass
-        embedder = Embedder(folder.path, name, prepack=name != REFERENCE)
-        vectors = embedder.encode(bar.probe.texts, prompt="", progress=_staged(progress, f"verify {name}"))
-        reference = vectors if reference is None else reference
-        metrics[name] = _metrics(embedder, vectors, reference, bar, folder.manifest.size_bytes(name))
-        recipe = RECIPES.get(folder.variant(name).recipe["name"], RECIPES[REFERENCE])
-        verdicts += [gate.judge(name, metrics[name]) for gate in gates_for(recipe, bar.gates)]
-        progress(f"verify {name}", len(bar.probe.texts), len(bar.probe.texts))
+        metrics[name], reference = _measure(folder, name, reference, bar, progress)
+        made_by = recipe(str(folder.variant(name).recipe["name"]))
+        verdicts += [gate.judge(name, metrics[name]) for gate in gates_for(made_by, bar.gates)]
     shown = [n for n in names if n in variants] or list(names)
     return Report(
         bar.probe.to_json(),
@@ -65,12 +61,25 @@ def measure(folder: ModelFolder, variants: Sequence[str], bar: Bar, progress: Pr
     )
 
 
-def _staged(progress: Progress, stage: str) -> Progress:
-    """``progress`` under another stage's name."""
-    return lambda _, done, total: progress(stage, done, total)
+def _measure(
+    folder: ModelFolder, name: str, reference: Vectors | None, bar: Bar, progress: Progress
+) -> tuple[Metrics, Vectors]:
+    """Metrics of one variant, and the reference's vectors; the session ends here, before the next one loads."""
+    # the reference stays mapped: a 0.6B model would otherwise be copied into memory for one pass
+    embedder = Embedder(folder.path, name, prepack=name != REFERENCE)
+    rows = embedder.ids(bar.probe.texts)
+    vectors = np.empty((len(rows), embedder.spec.dim), np.float32)
+    done = 0
+    for batch in batches(rows, embedder.spec.pad_id, embedder.batch_tokens):
+        vectors[batch.places] = embedder.embed(batch)
+        done += len(batch.places)
+        progress(f"verify {name}", done, len(rows))
+    reference = vectors if reference is None else reference
+    drift = invariance(embedder, rows, lambda _, at, of: progress(f"invariance {name}", at, of))
+    return _metrics(vectors, reference, drift, bar, folder.manifest.size_bytes(name)), reference
 
 
-def _metrics(embedder: Embedder, vectors: Vectors, reference: Vectors, bar: Bar, size_bytes: int) -> Metrics:
+def _metrics(vectors: Vectors, reference: Vectors, drift: float, bar: Bar, size_bytes: int) -> Metrics:
     kept = agreement(vectors, reference)
     correct, margin = triplets(vectors, bar.probe.triplets)
     upstream = None if bar.upstream is None else float(np.abs(vectors - bar.upstream).max())
@@ -78,7 +87,7 @@ def _metrics(embedder: Embedder, vectors: Vectors, reference: Vectors, bar: Bar,
         n=len(vectors),
         cos_mean=kept.mean,
         cos_min=kept.worst,
-        invariance_max=invariance(embedder, bar.probe.texts),
+        invariance_max=drift,
         triplets_correct=correct,
         triplets_total=len(bar.probe.triplets),
         triplet_margin_mean=margin,

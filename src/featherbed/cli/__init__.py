@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 import typer
@@ -40,11 +42,15 @@ def _options(
 
 def main() -> None:
     """The entry point: errors of ours end in one line on standard error and their exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # "≥" on a pipe that is not UTF-8
     try:
         app()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the reader went away: `featherbed inspect … | head`
+            os._exit(0)  # nothing is left to write to, not even at exit
+        raise
     except featherbed.FeatherbedError as error:
         sys.stderr.write(f"featherbed: {error}\n")
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output went away: `featherbed inspect … | head`
-        sys.stderr.close()
-        sys.exit(0)

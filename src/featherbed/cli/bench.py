@@ -14,7 +14,9 @@ from featherbed.progress import bar
 def command(
     folder: Folder,
     variants: Names = "",
-    tokens: Annotated[int, typer.Option(help="Tokens a text.")] = 128,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens a text; 128, or the model's longest if that is less.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Texts a batch.")] = 8,
     rounds: Annotated[int, typer.Option(help="Measured rounds; the median counts.")] = 7,
     threads: Annotated[int, typer.Option(help="Threads a run; 0 lets onnxruntime choose.")] = 0,
@@ -33,9 +35,10 @@ def command(
     if as_json:
         print_json(document)
         return
-    machine = document["machine"]
+    machine, size = document["machine"], f"{batch} × {document['load']['tokens']} tokens"
+    title = f"{size} on {machine['cpu']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}"
     print_table(
-        f"{batch} × {tokens} tokens on {machine['cpu']}, {machine['cores']} cores, ort {machine['onnxruntime']}",
+        title,
         ["variant", "MB", "tokens/s", "texts/s", "1 text p50 ms", "p95 ms", "load s", "RSS MiB", "private", "peak"],
         [
             [

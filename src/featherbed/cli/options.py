@@ -26,7 +26,7 @@ def names(text: str) -> list[str]:
 
 def print_json(document: object) -> None:
     """The machine's last line."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
 
 
 def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:

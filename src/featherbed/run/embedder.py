@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.errors import OptionError
+from featherbed.errors import OptionError, TextError
 from featherbed.folder import ModelFolder, open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run.batches import Batch, batches
 from featherbed.run.pooling import check_mask, normalize, pool
 from featherbed.run.session import Session, require
-from featherbed.run.tokens import Tokenizer
+from featherbed.run.tokens import Tokenizer, check_texts
 from featherbed.spec import Spec, read_spec
 
 Vectors = npt.NDArray[np.float32]
 
+LOG = logging.getLogger("featherbed")
 AUTO = "auto"
 PREFERENCE = ("int8", "int8-block", "fp32")  # fastest first, among variants that passed their gates
 QUERY_PROMPTS = ("query",)
@@ -54,12 +56,12 @@ class Embedder:
         path, self.spec, home = self._locate(Path(model), variant)
         self.batch_tokens = batch_tokens or self.spec.max_batch_tokens_hint
         self._tokenizer = Tokenizer(home, self.spec)
-        self._session = Session(path, threads, prepack)
+        self._session = Session(path, threads, prepack, width=self.spec.dim)
 
     def _locate(self, model: Path, variant: str) -> tuple[Path, Spec, Path]:
         if model.suffix == ".onnx":
             self.variant = model.stem
-            home = model.parent.parent if model.parent.name == "onnx" else model.parent
+            home = model.parent if (model.parent / "config.json").is_file() else model.parent.parent
             return model, read_spec(home), home
         folder = open_folder(model)
         self.variant = choose(folder) if variant == AUTO else variant
@@ -81,24 +83,30 @@ class Embedder:
 
         The text of ``prompt``, or the folder's prompt called ``prompt_name``, or the folder's default prompt
         comes before each text. ``truncate_dim`` keeps the first components and normalises what is kept.
+        Texts longer than the model takes are cut, keeping the end token, and the log says how many.
         Raises TextError on what is not text, OptionError on an unknown prompt or dimension.
         """
         single = isinstance(texts, str)
-        rows = [texts] if isinstance(texts, str) else list(texts)
+        rows = _rows(texts)
         before = self._prompt(prompt_name, prompt)
         width = self._width(truncate_dim)
         result = np.empty((len(rows), width), np.float32)
         with ExitStack() as stack:
             report = stack.enter_context(bar()) if show_progress_bar else progress
-            done = 0
+            done = cut_texts = 0
             for start in range(0, len(rows), WINDOW_TEXTS):
                 tokens = self._tokenizer.encode(rows[start : start + WINDOW_TEXTS], before)
+                cut_texts += tokens.truncated
                 for batch in batches(tokens.ids, self.spec.pad_id, self.batch_tokens):
                     vectors = self.embed(batch, normalize_embeddings)[:, :width]
                     cut = normalize_embeddings and width < self.spec.dim
                     result[start + batch.places] = normalize(vectors) if cut else vectors
                     done += len(batch.places)
                     report("embed", done, len(rows))
+        if cut_texts:
+            LOG.warning(
+                "%d of %d texts have more than %d tokens and were cut", cut_texts, len(rows), self.spec.max_length
+            )
         return result[0] if single else result
 
     def encode_query(
@@ -175,7 +183,8 @@ class Embedder:
     def _width(self, truncate_dim: int | None) -> int:
         if truncate_dim is None:
             return self.spec.dim
-        if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= self.spec.dim:
+        whole = isinstance(truncate_dim, int) and not isinstance(truncate_dim, bool)
+        if not whole or not 1 <= truncate_dim <= self.spec.dim:
             raise OptionError(
                 "truncate_dim",
                 expected=f"a whole number from 1 to {self.spec.dim}",
@@ -183,6 +192,19 @@ class Embedder:
                 remedy="leave it out for the whole vector",
             )
         return truncate_dim
+
+
+def _rows(texts: object) -> list[str]:
+    """The texts as a list, every one of them text: what is not is named before anything is embedded."""
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Iterable):
+        raise TextError(
+            "texts", expected="a string or several", found=type(texts).__name__, remedy="pass a list of strings"
+        )
+    rows = list(texts)
+    check_texts(rows)
+    return rows
 
 
 def choose(folder: ModelFolder) -> str:

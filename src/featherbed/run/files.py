@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.errors import MissingError, OptionError, OutputError, TextError
+from featherbed.errors import EngineError, MissingError, OptionError, OutputError, TextError
 
 Vectors = npt.NDArray[np.float32]
 STDIN = "-"
@@ -66,12 +66,17 @@ def _jsonl(text: str, path: str, field: str) -> Iterator[str]:
 
 
 def _csv(text: str, path: str, field: str) -> Iterator[str]:
+    csv.field_size_limit(max(len(text) + 1, csv.field_size_limit()))  # a long text is not a defect
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
-        for row in (reader := csv.DictReader(io.StringIO(text), strict=True)):
+        for row in reader:
             yield _value(row.get(field), path, reader.line_num, field, ", ".join(reader.fieldnames or ()))
     except csv.Error as error:
         raise TextError(
-            f"input {path}", expected="comma-separated values with a head", found=str(error), remedy="mend the file"
+            f"line {reader.reader.line_num} of {path}",
+            expected="comma-separated values with a head",
+            found=str(error),
+            remedy="mend the file",
         ) from error
 
 
@@ -107,9 +112,15 @@ def check_output(path: Path) -> None:
 def write_vectors(path: Path, texts: Sequence[str], vectors: Vectors) -> None:
     """Write vectors [N, D]: .npy the array alone; .jsonl and .parquet with the texts.
 
-    A reader sees the old file or the whole new one. Raises OutputError when it cannot be written.
+    A reader sees the old file or the whole new one. Raises OutputError when it cannot be written,
+    EngineError when a vector is not finite.
     """
     check_output(path)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise EngineError(
+            f"vector {row}", expected="finite numbers", found="NaN or infinity", remedy="run `featherbed verify`"
+        )
     writers = {".npy": _write_npy, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -136,7 +147,7 @@ def _write_npy(file: BinaryIO, texts: Sequence[str], vectors: Vectors) -> None:
 
 def _write_jsonl(file: BinaryIO, texts: Sequence[str], vectors: Vectors) -> None:
     for text, vector in zip(texts, vectors, strict=True):
-        row = {"text": text, "embedding": [float(f"{v:.8g}") for v in vector]}
+        row = {"text": text, "embedding": [float(f"{v:.9g}") for v in vector]}
         file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
 
 
@@ -152,6 +163,8 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "pyarrow":
+            raise  # there, but broken: that must not look like absent
         raise MissingError(
             "output .parquet",
             expected="the package pyarrow",

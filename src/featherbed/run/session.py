@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from featherbed.errors import EngineError, ModelFolderError
+from featherbed.errors import EngineError, ModelFolderError, OptionError
 from featherbed.run.batches import Batch
 
 HIDDEN = "last_hidden_state"
@@ -22,17 +22,21 @@ Vectors = npt.NDArray[np.float32]
 class Session:
     """One .onnx file, ready to run from many threads at once."""
 
-    def __init__(self, path: Path, threads: int | None = None, prepack: bool = True) -> None:
-        """Load ``path``; ``threads`` None leaves the number to onnxruntime (the physical cores).
+    def __init__(self, path: Path, threads: int | None = None, prepack: bool = True, width: int | None = None) -> None:
+        """Load ``path``, whose vectors must be ``width`` wide and its axes dynamic where that is given.
+
+        ``threads`` None leaves the number to onnxruntime (the physical cores).
 
         ``prepack`` False keeps float weights where they are mapped instead of copying them: slower, small.
-        Raises ModelFolderError without the file, EngineError when onnxruntime refuses it or its inputs are
-        not an embedding model's.
+        Raises ModelFolderError without the file, OptionError on fewer than one thread, EngineError when
+        onnxruntime refuses the file or its inputs and outputs are not those of this embedding model.
         """
         if not path.is_file():
             raise ModelFolderError(
                 f"{path}", expected="an .onnx file", found="no such file", remedy="fetch or build it again"
             )
+        if threads is not None and threads < 1:
+            raise OptionError("threads", expected="at least 1", found=str(threads), remedy="leave it out")
         options = ort.SessionOptions()
         options.log_severity_level = FATAL
         if threads is not None:
@@ -45,7 +49,7 @@ class Session:
             raise EngineError(
                 f"{path}",
                 expected=f"a graph that onnxruntime {ort.__version__} loads",
-                found=_first_line(error),
+                found=_one_line(error),
                 remedy="check the file with `featherbed inspect`, or update onnxruntime",
             ) from error
         self._inputs = {i.name for i in self._session.get_inputs()}
@@ -58,6 +62,30 @@ class Session:
                 found=f"inputs {', '.join(sorted(self._inputs))}; outputs {', '.join(self.outputs)}",
                 remedy="use a file made by `featherbed build`",
             )
+
+        self._path, self._width = path, width
+        self._check_axes()
+
+    def _check_axes(self) -> None:
+        if self._width is None:
+            return
+        for name, rank in ((HIDDEN, 3), (SENTENCE, 2)):
+            shape = self.outputs.get(name)
+            if shape and (len(shape) != rank or (isinstance(shape[-1], int) and shape[-1] != self._width)):
+                raise EngineError(
+                    f"output {name} of {self._path}",
+                    expected=f"{rank} axes, the last of {self._width} as the configs say",
+                    found=str(shape),
+                    remedy="use the file and the configs of the same model",
+                )
+        for port in self._session.get_inputs():
+            if any(isinstance(axis, int) for axis in port.shape):
+                raise EngineError(
+                    f"input {port.name} of {self._path}",
+                    expected="dynamic axes for batch and sequence",
+                    found=f"the fixed shape {port.shape}",
+                    remedy="build the model with `featherbed build`",
+                )
 
     @property
     def pools(self) -> bool:
@@ -83,9 +111,17 @@ class Session:
             raise EngineError(
                 f"a run of {batch.ids.shape[0]} texts × {batch.ids.shape[1]} tokens",
                 expected=f"the output {output}",
-                found=_first_line(error),
+                found=_one_line(error),
                 remedy="use a smaller token budget if memory is short; else report it with the variant's name",
             ) from error
+        right = result.ndim == (2 if output == SENTENCE else 3) and result.shape[-1] == self._width
+        if self._width is not None and not right:
+            raise EngineError(
+                f"output {output} of {self._path}",
+                expected=f"vectors of {self._width} components as the configs say",
+                found=f"the shape {list(result.shape)}",
+                remedy="use the file and the configs of the same model",
+            )
         return np.asarray(result, np.float32)
 
 
@@ -101,5 +137,6 @@ def require(least: str, subject: str) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _one_line(error: Exception) -> str:
+    """onnxruntime's message on one line: its details may stand on the second."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

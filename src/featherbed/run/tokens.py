@@ -39,12 +39,12 @@ class Tokenizer:
                 found=f"{error}" if path.is_file() else "no such file",
                 remedy="fetch the file again",
             ) from error
-        size = tokenizer.get_vocab_size()
-        if size > spec.vocab_size:
+        highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if highest >= spec.vocab_size:
             raise TokenizerError(
                 f"{path}",
-                expected=f"at most {spec.vocab_size} tokens, the rows of the model's table",
-                found=f"{size}",
+                expected=f"ids below {spec.vocab_size}, the rows of the model's table",
+                found=f"the id {highest}",
                 remedy="use the tokenizer.json that belongs to the weights",
             )
         tokenizer.no_padding()
@@ -76,8 +76,7 @@ class Tokenizer:
         """
         if prompt:
             self._check_prompt(prompt)
-        for place, text in enumerate(texts):
-            _check_text(text, place)
+        check_texts(texts)
         encodings = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
         end = [self._spec.eos_id] if self._append and self._spec.eos_id is not None else []
         ids = [encoding.ids + end for encoding in encodings]
@@ -93,6 +92,12 @@ class Tokenizer:
                 found=f"{length} or more",
                 remedy="shorten the prompt",
             )
+
+
+def check_texts(texts: Sequence[object]) -> None:
+    """Raises TextError, naming the place, when one of ``texts`` is not a string that UTF-8 can carry."""
+    for place, text in enumerate(texts):
+        _check_text(text, place)
 
 
 def _check_text(text: object, place: int | str) -> None:

@@ -1,0 +1,159 @@
+"""The embedding table in 8 bits: looked up rows against plain dequantized ones, streamed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featherbed.make.graph.lower import lower
+from featherbed.make.ir import LOOKUP, OURS, Graph, Node, Port, Weight, constant
+from featherbed.make.quantize import apply
+from featherbed.make.quantize.table import table_weights
+from featherbed.make.write import write_graph
+from featherbed.recipe import BlockwiseTable
+
+Float = npt.NDArray[np.float32]
+F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def gaussian(*shape: int, seed: int = 0) -> Float:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def streamed(table: Float, sizes: list[int]) -> Weight:
+    """A table that comes in blocks of these many rows, and the rest."""
+
+    def read() -> Iterator[Float]:
+        start = 0
+        for size in [*sizes, len(table)]:
+            if start < len(table):
+                yield table[start : start + size]
+                start += size
+
+    return Weight("table", F32, table.shape, read)
+
+
+def lookup(table: Float) -> Graph:
+    return Graph(
+        "lookup",
+        21,
+        (Node(LOOKUP, ("ids", "table"), ("rows",), OURS),),
+        {"table": constant("table", table, F32)},
+        (Port("ids", I64, ("b", "t")),),
+        (Port("rows", F32, ("b", "t", table.shape[1])),),
+    )
+
+
+def plain_row(row: Float, block: int) -> list[float]:
+    """One row through 8 bits, one value at a time: the largest of a block lands on code 0 of zero point 128."""
+    back: list[float] = []
+    for start in range(0, len(row), block):
+        values = row[start : start + block]
+        peak = max((float(value) for value in values), key=lambda value: (abs(value), -value))
+        scale = np.float32(peak) / np.float32(-128)
+        inverse = np.float32(1) / scale if scale else np.float32(0)
+        for value in values:
+            shifted = np.float32(value * inverse) + np.float32(128)
+            code = min(max(int(np.floor(shifted + np.float32(0.5))), 0), 255)
+            back.append((code - 128) * float(scale))
+    return back
+
+
+@pytest.mark.parametrize("block", [16, 32, 128])
+@pytest.mark.parametrize("width", [16, 48, 128, 200, 72, 384])
+def test_rows_are_those_of_the_plain_dequantized_table(tmp_path: Path, width: int, block: int) -> None:
+    table = gaussian(37, width)
+    table[5] = 0
+    table[6, : min(block, width)] = 0
+    table[7] *= 1000
+    write_graph(lower(apply(lookup(table), BlockwiseTable(8, block))), tmp_path / "model.onnx", {})
+    session: Any = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(1).permutation(np.repeat(np.arange(37), 2)).reshape(2, 37)
+    found = session.run(None, {"ids": ids})[0]
+    plain = np.array([plain_row(row, block) for row in table])[ids]
+    assert found.shape == (2, 37, width)
+    assert np.all(np.abs(found - plain) <= EPSILON * np.abs(plain))
+    assert not found[ids == 5].any()
+
+
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 70),
+    sizes=st.lists(st.integers(1, 15), max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_a_table_that_comes_in_blocks_of_rows_gives_what_the_whole_one_gives(
+    rows: int, width: int, sizes: list[int], seed: int
+) -> None:
+    table = gaussian(rows, width, seed=seed)
+    codes, scales = table_weights(streamed(table, sizes), 8, 32)
+    whole_codes, whole_scales = table_weights(constant("table", table, F32), 8, 32)
+    assert np.array_equal(codes.array(), whole_codes.array())
+    assert np.array_equal(scales.array(), whole_scales.array())
+    assert codes.array().shape == codes.shape == (rows, width)
+    assert scales.array().shape == scales.shape == (rows, -(-width // 32))
+
+
+@pytest.mark.parametrize("order", ["cs", "sc", "css", "scs", "ccs", "sscc"])
+def test_codes_and_scales_may_be_read_in_any_order_and_again(order: str) -> None:
+    table = gaussian(20, 40)
+    expected = {
+        kind: weight.array() for kind, weight in zip("cs", table_weights(streamed(table, [7, 7]), 8, 16), strict=True)
+    }
+    weights = dict(zip("cs", table_weights(streamed(table, [7, 7]), 8, 16), strict=True))
+    for kind in order:
+        assert np.array_equal(weights[kind].array(), expected[kind])
+
+
+def test_scales_are_whole_after_codes_that_were_left_halfway() -> None:
+    table = gaussian(20, 40)
+    codes, scales = table_weights(streamed(table, [7, 7]), 8, 16)
+    expected = table_weights(constant("table", table, F32), 8, 16)[1].array()
+    assert len(next(codes.read())) == 7
+    assert np.array_equal(scales.array(), expected)
+
+
+def test_codes_come_block_by_block_as_the_table_does() -> None:
+    alive = 0
+
+    def read() -> Iterator[Float]:
+        nonlocal alive
+        for at in range(8):
+            alive += 1
+            yield gaussian(5, 64, seed=at)
+
+    codes, _ = table_weights(Weight("table", F32, (40, 64), read), 8, 32)
+    for seen, block in enumerate(codes.read(), 1):
+        assert alive == seen  # none is read ahead
+        assert block.shape == (5, 64)
+    assert alive == 8
+
+
+def test_a_row_of_gaussian_weights_keeps_its_direction() -> None:
+    table = gaussian(500, 384)
+    back = np.array([plain_row(row, 128) for row in table])
+    cosines = (back * table).sum(axis=1) / np.linalg.norm(back, axis=1) / np.linalg.norm(table, axis=1)
+    codes, scales = table_weights(constant("table", table, F32), 8, 128)
+    ours = (codes.array().astype(np.float64) - 128) * np.repeat(scales.array(), 128, axis=1)
+    assert np.array_equal(ours, back)
+    assert cosines.min() > 0.9999
+
+
+def test_rounding_moves_a_value_by_half_a_step_at_most_and_the_far_end_by_one() -> None:
+    table = gaussian(60, 200)
+    table[:, 17] = -table[:, 16]
+    codes, scales = table_weights(constant("table", table, F32), 8, 32)
+    step = np.repeat(np.abs(scales.array().astype(np.float64)), 32, axis=1)[:, :200]
+    error = np.abs((codes.array().astype(np.float64) - 128) * np.repeat(scales.array(), 32, axis=1)[:, :200] - table)
+    far = codes.array() == 255
+    assert np.all(error[~far] <= step[~far] * (0.5 + 256 * EPSILON))
+    assert np.all(error[far] <= step[far] * (1 + 256 * EPSILON))

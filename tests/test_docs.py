@@ -1,0 +1,94 @@
+"""Pages are held against the code: every verb, option, recipe, error and metric is documented, and figures are
+those of the committed results."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.main import get_command
+
+from featherbed import errors
+from featherbed.cli import app
+from featherbed.recipe import RECIPES
+from featherbed.report import AT_LEAST, AT_MOST, default_gates
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "guide"
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]  # a Group, by its type unknown
+VERBS = sorted(COMMANDS)
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_page_that_names_each_option(verb: str) -> None:
+    page = (GUIDE / f"{verb}.md").read_text("utf-8")
+    for parameter in COMMANDS[verb].params:
+        for option in parameter.opts:
+            assert not option.startswith("-") or f"`{option}`" in page, option
+
+
+def test_every_page_of_the_guide_is_a_verb() -> None:
+    assert sorted(p.stem for p in GUIDE.glob("*.md")) == VERBS
+
+
+def test_every_recipe_is_on_its_page_with_its_file() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    for recipe in RECIPES.values():
+        assert f"| `{recipe.name}` | `model{recipe.suffix}.onnx` |" in page
+
+
+def test_every_error_is_on_its_page_with_its_exit_code() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, errors.FeatherbedError):
+            assert re.search(rf"\| `{name}` \|.*\| {kind.exit_code} \|", page), name
+
+
+def test_every_metric_and_every_default_gate_is_on_the_page_of_verify() -> None:
+    page = (GUIDE / "verify.md").read_text("utf-8")
+    for metric in AT_LEAST | AT_MOST:
+        assert f"| `{metric}` |" in page
+    for recipe in RECIPES.values():
+        row = {32: "`fp32`", 8: "linear layers in 8 bits", 4: "linear layers in 4 bits"}[recipe.linear_bits]
+        bounds = {g.metric: g.bound for g in default_gates(recipe)}
+        assert f"| {row} | {bounds['cos_min']} | 1e-4 | 1e-4 |" in page
+        assert bounds["invariance_max"] == bounds["unit_norm_max_error"] == 1e-4
+
+
+def test_commands_of_the_readme_are_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = re.findall(r"make (\w+)", (ROOT / "README.md").read_text("utf-8"))
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_readme_quotes_the_committed_results() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    table = readme.split("<!-- main_job -->")[1].split("<!-- end -->")[0]
+    speed, build = RESULTS["speed"]["8x128"], RESULTS["build"]
+    for name in ("stock fp32", "stock int8", "fp32", "int8", "q4"):
+        assert f"{speed[name]['tokens_per_s']:.0f}" in table, name
+    stock = sum(v["seconds"] for k, v in build.items() if k != "featherbed")
+    assert f"{stock:.0f} s" in table
+    assert f"{build['featherbed']['seconds']:.0f} s" in table
+    assert f"{build['featherbed']['private_peak_mib'] / 1024:.2f} GiB" in table
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_words_that_are_not_spoken_are_not_spoken() -> None:
+    unspoken = re.compile(r"\b(class|def) \w*(Manager|Handler|Helper|Utils|Processor|Factory)\b|\bdef process\(")
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not unspoken.search(path.read_text("utf-8")), path.name
+    assert isinstance(app, typer.Typer)

@@ -1,0 +1,133 @@
+"""Recipes: frozen values, found by name, the reference always first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featherbed.errors import OptionError
+from featherbed.recipe import (
+    RECIPES,
+    REFERENCE,
+    BlockwiseLinear,
+    BlockwiseTable,
+    DynamicLinear,
+    PerTokenLinear,
+    Shelf,
+    recipe,
+    recipes,
+)
+
+BITS = {"fp32": 32, "int8": 8, "int8-block": 8, "int8-dynamic": 8, "q4": 4}
+STEPS = {
+    "fp32": (),
+    "int8": (PerTokenLinear(8), BlockwiseTable(8, 128)),
+    "int8-block": (BlockwiseLinear(8, 64, 4), BlockwiseTable(8, 128)),
+    "int8-dynamic": (DynamicLinear(8),),
+    "q4": (BlockwiseLinear(4, 32, None),),
+}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_is_found_by_its_own_name(name: str) -> None:
+    found = recipe(name)
+    assert found is RECIPES[name]
+    assert found.name == name
+    assert found.linear_bits == BITS[name]
+    assert found.steps == STEPS[name]
+    assert found.summary
+
+
+def test_there_is_one_reference_and_the_compatible_ones_do_what_others_ship() -> None:
+    assert [r.name for r in RECIPES.values() if r.shelf is Shelf.REFERENCE] == [REFERENCE]
+    assert {r.name for r in RECIPES.values() if r.shelf is Shelf.COMPATIBLE} == {"int8-dynamic", "q4"}
+
+
+def test_no_two_recipes_write_the_same_file() -> None:
+    suffixes = [r.suffix for r in RECIPES.values()]
+    assert len(set(suffixes)) == len(suffixes)
+    assert RECIPES[REFERENCE].suffix == ""
+    assert all(r.suffix == "_" + r.name.replace("-", "_") for r in RECIPES.values() if r.name != REFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [("int-8", "int8"), ("fp23", "fp32"), ("int8-blok", "int8-block"), ("int8_dynamic", "int8-dynamic")],
+)
+def test_an_unknown_name_suggests_a_near_one(asked: str, near: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        recipe(asked)
+    text = str(caught.value)
+    assert repr(asked) in text
+    assert f"did you mean {near}?" in text
+    assert all(name in text for name in RECIPES)
+    assert len(text.splitlines()) == 1
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("asked", ["zzz", "Größe", "\n", "x" * 1000])
+def test_a_name_near_to_none_lists_them_all(asked: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        recipe(asked)
+    assert "choose one of these" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", [[], [""], [" ", ""]])
+def test_an_empty_list_is_refused(names: list[str]) -> None:
+    with pytest.raises(OptionError) as caught:
+        recipes(names)
+    assert "an empty list" in str(caught.value)
+
+
+@given(names=st.lists(st.sampled_from(list(RECIPES)), min_size=1))
+def test_the_reference_is_first_and_nothing_comes_twice(names: list[str]) -> None:
+    found = [r.name for r in recipes(names)]
+    assert found[0] == REFERENCE
+    assert set(found) == {REFERENCE, *names}
+    assert len(set(found)) == len(found)
+    assert found[1:] == list(dict.fromkeys(name for name in names if name != REFERENCE))
+
+
+def test_spaces_around_a_name_are_not_part_of_it() -> None:
+    assert [r.name for r in recipes([" int8 ", "int8", "q4\t"])] == ["fp32", "int8", "q4"]
+
+
+def test_one_unknown_name_among_good_ones_is_refused() -> None:
+    with pytest.raises(OptionError, match="int9"):
+        recipes(["int8", "int9"])
+
+
+def test_recipes_and_steps_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        RECIPES["int8"].suffix = "_x"  # type: ignore[misc]
+    for found in RECIPES.values():
+        assert isinstance(found.steps, tuple)
+        for step in found.steps:
+            with pytest.raises(FrozenInstanceError):
+                step.bits = 2  # type: ignore[union-attr,misc]
+        hash(found)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_says_all_its_parameters_in_json(name: str) -> None:
+    plain = json.loads(json.dumps(recipe(name).to_json()))
+    assert plain["name"] == name
+    assert plain["shelf"] in {"reference", "compatible", "ours"}
+    assert plain["suffix"] == recipe(name).suffix
+    kinds = {kind.__name__: kind for kind in (PerTokenLinear, DynamicLinear, BlockwiseLinear, BlockwiseTable)}
+    back = tuple(kinds[step.pop("step")](**step) for step in plain["steps"])
+    assert back == recipe(name).steps
+
+
+def test_blocks_of_tables_are_powers_of_two() -> None:
+    for found in RECIPES.values():
+        for step in found.steps:
+            if isinstance(step, (BlockwiseTable, BlockwiseLinear)):
+                assert step.block >= 16
+                assert step.block & (step.block - 1) == 0

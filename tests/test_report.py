@@ -1,0 +1,234 @@
+"""Reports: gates parsed and judged, NaN never passes, JSON that every reader takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featherbed.errors import OptionError
+from featherbed.recipe import RECIPES, BlockwiseLinear, Recipe, Shelf
+from featherbed.report import (
+    AT_LEAST,
+    AT_MOST,
+    Gate,
+    Metrics,
+    Report,
+    default_gates,
+    gates_for,
+    parse_gates,
+)
+
+GOOD = Metrics(
+    n=10,
+    cos_mean=0.999,
+    cos_min=0.99,
+    invariance_max=1e-7,
+    triplets_correct=9,
+    triplets_total=10,
+    triplet_margin_mean=0.2,
+    anisotropy=0.3,
+    unit_norm_max_error=1e-7,
+    size_bytes=1000,
+    reference_max_error=1e-6,
+)
+KEYS = sorted(AT_LEAST | AT_MOST)
+
+
+def with_value(metric: str, value: float) -> Metrics:
+    if metric == "triplet_accuracy":
+        return replace(GOOD, triplets_correct=round(value * 1000), triplets_total=1000)
+    return replace(GOOD, **{metric: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", KEYS)
+def test_every_metric_of_a_gate_is_one_that_is_measured(metric: str) -> None:
+    assert isinstance(getattr(GOOD, metric), (int, float))
+
+
+@pytest.mark.parametrize("metric", KEYS)
+def test_a_gate_knows_its_good_side(metric: str) -> None:
+    gate = Gate(metric, 0.5)
+    below, at, above = (gate.judge("int8", with_value(metric, value)) for value in (0.4, 0.5, 0.6))
+    assert at.passed
+    assert (below.passed, above.passed) == ((False, True) if metric in AT_LEAST else (True, False))
+    assert (below.variant, below.metric, below.bound, below.value) == ("int8", metric, 0.5, 0.4)
+
+
+@pytest.mark.parametrize("metric", [key for key in KEYS if key != "triplet_accuracy"])
+@pytest.mark.parametrize("bound", [-1e30, 0.0, 0.5, 1e30])
+def test_nan_fails_every_gate(metric: str, bound: float) -> None:
+    verdict = Gate(metric, bound).judge("int8", with_value(metric, math.nan))
+    assert not verdict.passed
+    assert verdict.to_json()["value"] is None
+
+
+def test_accuracy_without_triplets_is_nan_and_fails() -> None:
+    none = replace(GOOD, triplets_correct=0, triplets_total=0)
+    assert math.isnan(none.triplet_accuracy)
+    assert not Gate("triplet_accuracy", 0.0).judge("int8", none).passed
+    assert GOOD.triplet_accuracy == 0.9
+
+
+def test_a_reference_that_was_not_measured_fails_its_gate() -> None:
+    assert not Gate("reference_max_error", 1.0).judge("fp32", replace(GOOD, reference_max_error=None)).passed
+    assert Gate("reference_max_error", 1.0).judge("fp32", GOOD).passed
+
+
+@pytest.mark.parametrize(("metric", "value"), [("cos_min", -math.inf), ("invariance_max", math.inf)])
+def test_an_infinite_value_on_the_bad_side_fails(metric: str, value: float) -> None:
+    assert not Gate(metric, 0.5).judge("int8", with_value(metric, value)).passed
+
+
+# gates as words
+
+
+@pytest.mark.parametrize(
+    ("word", "gate"),
+    [
+        ("cos_min=0.98", Gate("cos_min", 0.98)),
+        (" cos_min = 0.98 ", Gate("cos_min", 0.98)),
+        ("invariance_max=1e-5", Gate("invariance_max", 1e-5)),
+        ("size_bytes=1000000", Gate("size_bytes", 1e6)),
+        ("triplet_margin_mean=-0.1", Gate("triplet_margin_mean", -0.1)),
+        ("cos_mean=1", Gate("cos_mean", 1.0)),
+    ],
+)
+def test_a_good_gate_is_read(word: str, gate: Gate) -> None:
+    assert parse_gates([word]) == (gate,)
+
+
+@given(metric=st.sampled_from(KEYS), bound=st.floats(allow_nan=False, allow_infinity=False))
+def test_any_finite_bound_of_any_metric_is_read_exactly(metric: str, bound: float) -> None:
+    assert parse_gates([f"{metric}={bound!r}"]) == (Gate(metric, bound),)
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("cos=0.9", "an unknown metric"),
+        ("=0.9", "an unknown metric"),
+        ("", "an unknown metric"),
+        ("0.9", "an unknown metric"),
+        ("COS_MIN=0.9", "an unknown metric"),
+        ("n=3", "an unknown metric"),
+        ("cos_min", "the bound ''"),
+        ("cos_min=", "the bound ''"),
+        ("cos_min=high", "the bound 'high'"),
+        ("cos_min=0,98", "the bound '0,98'"),
+        ("cos_min=0.9=1", "the bound '0.9=1'"),
+        ("cos_min=nan", "the bound 'nan'"),
+        ("cos_min=inf", "the bound 'inf'"),
+        ("invariance_max=-inf", "the bound '-inf'"),
+        ("cos_min=1e999", "the bound '1e999'"),
+        ("cos_min>=0.9", "an unknown metric"),
+    ],
+)
+def test_a_bad_gate_is_refused_with_what_is_wrong_and_an_example(word: str, found: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_gates(["cos_mean=0.9", word])
+    text = str(caught.value)
+    assert f"found {found};" in text
+    assert repr(word) in text
+    assert "--gate cos_min=0.98" in text
+    assert all(key in text for key in KEYS)
+    assert len(text.splitlines()) == 1
+    assert caught.value.exit_code == 2
+
+
+def test_no_words_are_no_gates() -> None:
+    assert parse_gates([]) == ()
+
+
+# default gates
+
+
+@pytest.mark.parametrize(
+    ("name", "worst"), [("fp32", 0.9999), ("int8", 0.98), ("int8-block", 0.98), ("int8-dynamic", 0.98), ("q4", 0.93)]
+)
+def test_default_gates_follow_the_bits_of_the_linear_layers(name: str, worst: float) -> None:
+    assert default_gates(RECIPES[name]) == (
+        Gate("cos_min", worst),
+        Gate("invariance_max", 1e-4),
+        Gate("unit_norm_max_error", 1e-4),
+    )
+
+
+def test_fewer_bits_than_four_keep_the_lowest_gate() -> None:
+    two = Recipe("q2", "_q2", Shelf.OURS, (BlockwiseLinear(2, 32, None),), "")
+    half = Recipe("fp16", "_fp16", Shelf.OURS, (BlockwiseLinear(16, 32, None),), "")
+    assert default_gates(two)[0] == Gate("cos_min", 0.93)
+    assert default_gates(half)[0] == Gate("cos_min", 0.99)
+
+
+def test_a_gate_that_was_asked_for_takes_the_place_of_its_namesake() -> None:
+    gates = gates_for(RECIPES["int8"], (Gate("cos_min", 0.5), Gate("anisotropy", 0.9), Gate("cos_min", 0.6)))
+    assert {gate.metric: gate.bound for gate in gates} == {
+        "cos_min": 0.6,
+        "invariance_max": 1e-4,
+        "unit_norm_max_error": 1e-4,
+        "anisotropy": 0.9,
+    }
+    assert len(gates) == 4
+    assert gates_for(RECIPES["int8"], ()) == default_gates(RECIPES["int8"])
+
+
+# the report
+
+
+def judged(*values: tuple[str, float]) -> Report:
+    metrics = {name: replace(GOOD, cos_min=value) for name, value in values}
+    verdicts = tuple(Gate("cos_min", 0.98).judge(name, metrics[name]) for name, _ in values)
+    return Report({"name": "p", "version": "1", "sha256": "0"}, metrics, verdicts)
+
+
+def test_a_report_passes_when_every_verdict_does() -> None:
+    report = judged(("int8", 0.99), ("q4", 0.95))
+    assert not report.passed
+    assert report.passed_by("int8")
+    assert not report.passed_by("q4")
+    assert judged(("int8", 0.99), ("q4", 0.98)).passed
+
+
+def plain(text: str) -> Any:
+    """JSON as strict readers read it: NaN and Infinity are refused."""
+
+    def no(word: str) -> Any:
+        raise AssertionError(f"{word} in JSON")
+
+    return json.loads(text, parse_constant=no)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_null_in_json(value: float) -> None:
+    report = judged(("int8", value))
+    found = plain(json.dumps(report.to_json(), allow_nan=False))
+    assert found["variants"]["int8"]["cos_min"] is None
+    assert found["gates"][0]["value"] is None
+    assert found["gates"][0]["bound"] == 0.98
+
+
+def test_json_has_every_metric_and_the_reference_only_where_it_was_measured() -> None:
+    with_reference = GOOD.to_json()
+    assert with_reference == dict(vars(GOOD))
+    without = replace(GOOD, reference_max_error=None).to_json()
+    assert with_reference.keys() - without.keys() == {"reference_max_error"}
+
+
+def test_a_reports_json_carries_its_probe_and_its_verdicts() -> None:
+    found = judged(("int8", 0.99), ("q4", 0.5)).to_json()
+    assert found["passed"] is False
+    assert found["probe"]["name"] == "p"
+    assert list(found["variants"]) == ["int8", "q4"]
+    assert found["gates"][1] == {
+        "variant": "q4",
+        "metric": "cos_min",
+        "bound": 0.98,
+        "value": 0.5,
+        "passed": False,
+    }
