@@ -457,7 +457,7 @@ def test_a_setting_that_is_not_built_here_is_refused_not_ignored(
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("bert-cls", {"hidden_size": 60}),
+        ("bert-cls", {"hidden_size": 96}),
         ("bert-cls", {"num_hidden_layers": 2}),
         ("bert-cls", {"intermediate_size": 95}),
         ("bert-cls", {"max_position_embeddings": 65}),
