@@ -6,6 +6,7 @@ python demo/demo.py CHECKPOINT_OR_HUB_ID
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from featherbed import Embedder
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))  # short where it is shown
 OUT = HERE / "out"
 VARIANTS = "fp32,int8,int8-block,q4"
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
