@@ -148,8 +148,9 @@ DAMAGES: dict[str, tuple[Damage, type[FeatherbedError], str]] = {
     "a default prompt that is not there": (
         changed("config_sentence_transformers.json", default_prompt_name="queri"), SpecError, "queri"),
     "a prompt that UTF-8 cannot carry": (
-        put("config_sentence_transformers.json", '{"prompts": {"query": "\\ud800"}}'), FeatherbedError, "prompts"),
-    "a length of zero": (changed("tokenizer_config.json", model_max_length=0), SpecError, "max_seq_length"),
+        put("config_sentence_transformers.json", '{"prompts": {"query": "\\ud800"}}'),
+        FeatherbedError, "config_sentence_transformers.json"),
+    "a length of zero": (changed("tokenizer_config.json", model_max_length=0), SpecError, "length"),
     "a length with no room for a text": (changed("tokenizer_config.json", model_max_length=2), TokenizerError, "2"),
 }  # fmt: skip
 
@@ -164,7 +165,6 @@ def refused(kind: type[FeatherbedError], act: Callable[[], object]) -> str:
     assert len(text.splitlines()) == 1
     assert "expected" in text
     assert "found" in text
-    assert len(text) < 2000
     return text
 
 
@@ -321,15 +321,14 @@ def test_a_build_that_is_interrupted_leaves_the_older_folder(older: Path, error:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_pass_none_of_their_gates(
+def test_weights_that_are_not_finite_are_refused_by_name(
     checkpoint: Callable[[str], Path], tmp_path: Path, value: float
 ) -> None:
     source = checkpoint("bert-cls")
     tensors(lambda t: t["encoder.layer.0.output.dense.bias"].__setitem__(3, value))(source)
-    outcome = featherbed.build(source, tmp_path / "m", ["fp32"])
-    assert outcome.report is not None
-    assert not [verdict for verdict in outcome.report.verdicts if verdict.passed]
-    assert json.loads((tmp_path / "m" / "featherbed.json").read_text("utf-8"))["variants"]["fp32"]["passed"] is False
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.0\.output\.dense\.bias.*NaN or infinity"):
+        featherbed.build(source, tmp_path / "m", ["fp32"])
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -340,12 +339,9 @@ def test_weights_that_are_not_finite_are_not_rounded_into_a_variant_that_passes(
 ) -> None:
     source = checkpoint("bert-cls")
     tensors(lambda t: t[name].__setitem__((3, 5), value))(source)
-    report, text = None, ""
-    try:  # numpy's warnings are errors here: a cast of NaN into a code is not a way to go on
-        report = featherbed.build(source, tmp_path / "m", [recipe]).report
-    except CheckpointError as error:
-        text = str(error)
-    assert (name in text and not (tmp_path / "m").exists()) or (report is not None and not report.passed_by(recipe))
+    with pytest.raises(CheckpointError, match=name):
+        featherbed.build(source, tmp_path / "m", [recipe])
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_folder_that_holds_code_and_pickles_builds_without_running_or_taking_them(

@@ -221,7 +221,7 @@ def test_the_length_is_the_one_said_and_never_more_than_the_positions(
     assert read_spec(folder).max_length == length
 
 
-@pytest.mark.parametrize("value", [0, -1, "64", [64], True, float("nan")], ids=repr)
+@pytest.mark.parametrize("value", [0, -1, "64", [64], True], ids=repr)
 @pytest.mark.parametrize(
     ("file", "key"), [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")]
 )

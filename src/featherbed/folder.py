@@ -191,12 +191,13 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: text that UTF-8 cannot carry
+        if os.path.exists(temporary):
+            temporary.unlink()
         raise OutputError(
             f"{path}",
-            expected="room and permission to write",
-            found=f"{error.strerror or error}",
+            expected="room, permission, and text that UTF-8 can carry",
+            found=f"{error.strerror if isinstance(error, OSError) else error}",
             remedy="free space or choose another place",
         ) from error
 
@@ -222,13 +223,15 @@ def open_folder(path: Path) -> ModelFolder:
             str(n): Variant(str(n), v["recipe"], tuple(v["files"]), v["least_onnxruntime"], v["passed"])
             for n, v in raw["variants"].items()
         }
+        if not all(v.files for v in variants.values()):
+            raise ValueError("a variant without files")
         for name in [*files, *(f for v in variants.values() for f in v.files)]:
             if not _inside(name):
                 raise ValueError(f"the path {name!r}, which leaves the folder")
         manifest = Manifest(
             str(raw["name"]), str(raw["featherbed"]), dict(raw["source"]), Spec.from_json(raw["spec"]), variants, files
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelFolderError(
             f"{path / MANIFEST}",
             expected="a manifest of ours",
@@ -250,7 +253,8 @@ def publish(out: Path) -> Iterator[Path]:
     Raises OptionError when ``out`` exists and is not a model folder of ours, OutputError when it cannot be
     written.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    # os.path and not Path: it answers False, and does not raise, where a name is too long for the disk
+    if os.path.exists(out) and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise OptionError(
             f"output {out}",
             expected="a new folder, or a model folder to replace",
@@ -264,13 +268,11 @@ def publish(out: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         sync_folder(temporary)
-        if out.exists():
+        if os.path.exists(out):
             out.rename(old)
         temporary.rename(out)
         sync_folder(out.parent)
     except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
         raise OutputError(
             f"output {out}",
             expected="room and permission to write there",
@@ -278,9 +280,10 @@ def publish(out: Path) -> Iterator[Path]:
             remedy="free space or choose another place with -o",
         ) from error
     finally:
+        if os.path.exists(old) and not os.path.exists(out):
+            old.rename(out)  # stopped between the two renames
         shutil.rmtree(temporary, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_folder(path: Path) -> None:

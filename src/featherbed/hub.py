@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from featherbed.errors import CheckpointError
@@ -18,7 +19,7 @@ def locate(source: str) -> Path:
     Raises CheckpointError when there is neither, or the Hub refuses.
     """
     path = Path(source)
-    if path.exists():
+    if os.path.exists(path):  # Path.exists raises on a name too long for the disk
         return path
     name, _, revision = source.partition("@")
     if name.count("/") != 1 or source.startswith((".", "/", "~")) or "\\" in source:
@@ -59,10 +60,12 @@ def _fetch(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=REFUSED))
     except Exception as error:  # huggingface_hub, httpx and the disk: no common base
         unforeseen = (type(error).__name__, "try again later")
-        found, remedy = next((r[1:] for r in remedies if isinstance(error, r[0])), unforeseen)
+        # an answer that is no success hides behind "nothing in the cache": the cause tells
+        told = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
+        found, remedy = next((r[1:] for r in remedies if isinstance(told, r[0])), unforeseen)
         raise CheckpointError(
             f"Hub id {name}",
             expected="files of a checkpoint",
-            found=f"{found} ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            found=f"{found} ({str(told).splitlines()[0] if str(told) else type(told).__name__})",
             remedy=remedy,
         ) from error

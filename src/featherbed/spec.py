@@ -88,7 +88,7 @@ def read_json(path: Path, error: type[FeatherbedError] = SpecError) -> dict[str,
     text = ""
     try:
         text = path.read_text("utf-8")
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
         found = "" if isinstance(value, dict) else type(value).__name__
     except FileNotFoundError:
         found = "no such file"
@@ -98,6 +98,11 @@ def read_json(path: Path, error: type[FeatherbedError] = SpecError) -> dict[str,
     if found:
         raise error(f"{path}", expected="a JSON object", found=found, remedy="fetch it again, whole")
     return dict(value)
+
+
+def _refuse_constant(word: str) -> float:
+    """NaN and Infinity are no JSON."""
+    raise ValueError(f"{word}, which is no JSON")
 
 
 def integer(config: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -234,26 +239,46 @@ def _pooling(folder: Path, family: str, asked: str | None) -> Pooling:
 def _prompts(folder: Path, sentence: dict[str, Any]) -> tuple[dict[str, str], str | None]:
     prompts, default = sentence.get("prompts") or {}, sentence.get("default_prompt_name")
     sound = isinstance(prompts, dict) and all(isinstance(v, str) for v in prompts.values())
-    if not sound or (default is not None and default not in prompts):
+    if not sound or (default is not None and not (isinstance(default, str) and default in prompts)):
         raise SpecError(
             f"{folder / 'config_sentence_transformers.json'}",
             expected="prompts that map names to texts, and a default_prompt_name among them",
             found=f"prompts {prompts!r}, default_prompt_name {default!r}",
             remedy="mend the file",
         )
+    for name, prompt in prompts.items():
+        if not f"{name}{prompt}".isascii():
+            _check_utf8(folder / "config_sentence_transformers.json", f"{name}{prompt}")
     return dict(prompts), default
+
+
+def _check_utf8(path: Path, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SpecError(
+            f"{path}", expected="prompts that UTF-8 can carry", found="a lone surrogate", remedy="mend the file"
+        ) from error
 
 
 def _max_length(folder: Path, config: dict[str, Any], tokens: dict[str, Any]) -> int:
     positions = integer(config, "max_position_embeddings")
-    sentence = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
-    said = sentence if sentence is not None else tokens.get("model_max_length")
-    if isinstance(said, float) and said > 1e12:  # transformers' way of saying nothing
-        said = None
+    file, key = "sentence_bert_config.json", "max_seq_length"
+    said: Any = _optional(folder / file).get(key)
     if said is None:
+        file, key = "tokenizer_config.json", "model_max_length"
+        said = tokens.get(key)
+    if said is None or (isinstance(said, (int, float)) and said > 1e12):  # transformers' way of saying nothing
         return positions
-    length = integer({"max_seq_length": int(said) if isinstance(said, float) else said}, "max_seq_length")
-    return min(length, positions)
+    whole = isinstance(said, (int, float)) and not isinstance(said, bool) and said == int(said)
+    if not whole or said < 1:
+        raise SpecError(
+            f"{folder / file}, key {key!r}",
+            expected="a positive whole number",
+            found=repr(said),
+            remedy="mend the file",
+        )
+    return min(int(said), positions)
 
 
 def _special_ids(config: dict[str, Any], tokens: dict[str, Any], tokenizer: dict[str, Any]) -> tuple[int, int | None]:
@@ -289,4 +314,13 @@ def _special_ids(config: dict[str, Any], tokens: dict[str, Any], tokenizer: dict
             found="neither",
             remedy="mend one of them",
         )
+    rows = integer(config, "vocab_size")
+    for name, number in (("pad", pad), ("end-of-text", eos)):
+        if number is not None and not 0 <= number < rows:
+            raise SpecError(
+                f"the {name} token's id",
+                expected=f"a row of the table of {rows}",
+                found=str(number),
+                remedy="use the config.json and tokenizer that belong to the weights",
+            )
     return pad, eos

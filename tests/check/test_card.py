@@ -71,7 +71,8 @@ def test_evidence_of_another_variant_is_refused(verified: Path) -> None:
 
 def test_a_cosine_below_one_never_reads_as_one() -> None:
     assert number(0.99999999, 4) == "0.9999"
-    assert number(1.0, 4) == "1.0000"
+    assert number(1.0, 4) == number(1 - 1e-15, 4) == "1.0000"
+    assert number(-0.01239, 3) == "-0.012"
     assert number(None, 4) == "–"
     assert scientific(0.0) == "0"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def _front_matter() -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    words = [any(row[at].strip("`*")[:1].isalpha() for row in rows) for at in range(len(head))]
+    lines = [head, ["---" if word else "---:" for word in words], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -110,11 +112,14 @@ def _quality(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """0.98712 → "0.9871"; cut, not rounded up, so that no cosine below 1 reads as 1. None is a dash."""
+    """0.98712 → "0.9871"; cut, not rounded up, so that no cosine below 1 reads as 1. None is a dash.
+
+    A millionth of the last digit is float64's own dust, and forgiven.
+    """
     if value is None:
         return "–"
     scale = 10**digits
-    return f"{int(value * scale) / scale:.{digits}f}"
+    return f"{math.floor(abs(value) * scale + 1e-6) / scale * (-1 if value < 0 else 1):.{digits}f}"
 
 
 def scientific(value: float | None) -> str:

@@ -55,4 +55,4 @@ def invariance(embedder: Embedder, rows: Sequence[Sequence[int]], progress: Prog
     shuffled = embedder.embed(padded_left(collate([rows[i] for i in order], pad), pad))
     progress("invariance", len(rows) + 1, len(rows) + 1)
     worst = [1 - cosines(alone, together), 1 - cosines(alone[order], shuffled)]
-    return max(0.0, float(np.max(worst)))  # np.max keeps NaN; rounding may make 1 − cos slightly negative
+    return float(np.maximum(0, np.max(worst)))  # both keep NaN; rounding may make 1 − cos slightly negative

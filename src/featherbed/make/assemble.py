@@ -31,7 +31,8 @@ def write_configs(source: Path, out: Path, spec: Spec) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
     config = read_json(source / "config.json")
-    _write(out / "config.json", {**config, "pad_token_id": spec.pad_id})
+    special = {"pad_token_id": spec.pad_id} | ({} if spec.eos_id is None else {"eos_token_id": spec.eos_id})
+    _write(out / "config.json", {**config, **special})
     tokenizer = read_json(source / "tokenizer.json")
     if tokenizer.get("padding") or tokenizer.get("truncation"):
         text = json.dumps({**tokenizer, "padding": None, "truncation": None}, ensure_ascii=False)

@@ -24,6 +24,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LFS_MARK = b"version https://git-lfs"
 HEADER_LIMIT = 100 * 2**20  # the safetensors format's own limit
+BF16_EXPONENT = np.uint16(0x7F80)  # all ones: infinity or NaN
 BLOCK_BYTES = 16 * 2**20  # float32 bytes a block: large enough for the disk, small beside a table
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -78,11 +79,14 @@ class Checkpoint:
                 found=entry.dtype,
                 remedy="start from the unquantized checkpoint",
             )
-        return Weight(name, np.dtype("<f4"), shape, lambda: blocks(entry))
+        return Weight(name, np.dtype("<f4"), shape, lambda: blocks(name, entry))
 
 
-def blocks(entry: Entry) -> Iterator[npt.NDArray[np.float32]]:
-    """A tensor as float32 row blocks of about ``BLOCK_BYTES``; bfloat16 widens exactly."""
+def blocks(name: str, entry: Entry) -> Iterator[npt.NDArray[np.float32]]:
+    """A tensor as float32 row blocks of about ``BLOCK_BYTES``; bfloat16 widens exactly.
+
+    Raises CheckpointError on NaN and infinity: rounded to integers they would no longer be seen.
+    """
     if 0 in entry.shape:
         return
     mapped = np.memmap(entry.path, DTYPES[entry.dtype], "r", entry.offset, entry.shape or (1,))
@@ -91,9 +95,19 @@ def blocks(entry: Entry) -> Iterator[npt.NDArray[np.float32]]:
     for start in range(0, mapped.shape[0], step):
         rows = np.asarray(mapped[start : start + step])
         if entry.dtype == "BF16":
-            yield (rows.astype(np.uint32) << 16).view(np.float32)
+            finite = bool(((rows & BF16_EXPONENT) != BF16_EXPONENT).all())
+            block = (rows.astype(np.uint32) << 16).view(np.float32)
         else:
-            yield np.ascontiguousarray(rows, dtype=np.float32)
+            finite = bool(np.isfinite(rows).all())
+            block = np.ascontiguousarray(rows, dtype=np.float32)
+        if not finite:
+            raise CheckpointError(
+                f"tensor {name!r} in {entry.path.name}",
+                expected="finite numbers",
+                found=f"NaN or infinity in rows {start} to {start + len(rows) - 1}",
+                remedy="fetch the file again, or ask its author",
+            )
+        yield block
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -118,9 +132,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         mapping = read_json(folder / INDEX, CheckpointError).get("weight_map")
-        names = sorted(set(mapping.values())) if isinstance(mapping, dict) else []
+        values = list(mapping.values()) if isinstance(mapping, dict) else []
+        names = sorted({value for value in values if isinstance(value, str)})
+        other = [repr(value) for value in values if not isinstance(value, str)]
+        if other:
+            names = []
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name or name in {"", ".."}:
+            if Path(name).name != name or name in {"", ".."}:
                 raise CheckpointError(
                     f"{INDEX}",
                     expected="names of files in the same folder",
@@ -132,7 +150,7 @@ def _weight_files(folder: Path) -> list[Path]:
             raise CheckpointError(
                 f"{folder / INDEX}",
                 expected="a weight_map whose files are all there",
-                found=f"{missing[0]} missing" if missing else "no weight_map",
+                found=f"{missing[0]} missing" if missing else (other or ["no weight_map"])[0],
                 remedy="fetch the missing shards",
             )
         return [folder / name for name in names]
@@ -169,15 +187,16 @@ def _read_header(path: Path) -> dict[str, Entry]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-        entries = {name: _entry(path, 8 + length, item) for name, item in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        header.pop("__metadata__", None)
+        entries = {name: _entry(path, 8 + length, item) for name, item in header.items()}
+        end = 8 + length + _contiguous(sorted(item["data_offsets"] for item in header.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}",
             expected="a safetensors header in JSON",
             found=f"{type(error).__name__}: {error}",
             remedy="fetch the file again",
         ) from error
-    end = 8 + length + max((item["data_offsets"][1] for n, item in header.items() if n != "__metadata__"), default=0)
     if size != end:
         raise CheckpointError(
             f"{path}",
@@ -188,10 +207,20 @@ def _read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
+def _contiguous(spans: list[list[int]]) -> int:
+    """The end of all tensors' bytes. Raises ValueError where they overlap or leave holes."""
+    end = 0
+    for begin, following in spans:
+        if begin != end:
+            raise ValueError(f"tensors that {'overlap' if begin < end else 'leave a hole'} at byte {begin}")
+        end = following
+    return end
+
+
 def _entry(path: Path, base: int, item: dict[str, Any]) -> Entry:
-    shape = tuple(int(n) for n in item["shape"])
-    begin, end = (int(n) for n in item["data_offsets"])
-    dtype = str(item["dtype"])
+    shape, (begin, end), dtype = tuple(item["shape"]), item["data_offsets"], str(item["dtype"])
+    if not all(type(n) is int for n in (*shape, begin, end)):
+        raise TypeError(f"sizes that are not whole numbers: {shape}, {begin}, {end}")
     if begin < 0 or end < begin or min(shape, default=0) < 0:
         raise ValueError(f"offsets {begin}..{end} of shape {shape}")
     if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:

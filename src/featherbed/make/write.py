@@ -47,9 +47,9 @@ class _Sink:
         self._advance(len(data))
 
     def close(self) -> FileRecord:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:  # closed even when the disk fails here
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return FileRecord(self._hash.hexdigest(), self.size)
 
     def abandon(self) -> None:

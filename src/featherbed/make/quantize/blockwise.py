@@ -16,13 +16,14 @@ from featherbed.make.ir import LINEAR, MICROSOFT, OURS, Array, Attribute, Graph,
 from featherbed.recipe import BlockwiseLinear
 
 Float = npt.NDArray[np.float32]
+TINY = 1e-30  # scales below it would leave float32's normal range
 Codes = npt.NDArray[np.uint8]
 
 
 def round_blocks(rows: Float, bits: int, block: int) -> tuple[Codes, Float]:
     """rows [N, K] → codes [N, blocks, block] u8 with zero point 2^(bits−1), scales [N, blocks].
 
-    K is padded with zeros to whole blocks. rows ≈ (codes − zero) · scales.
+    K is padded with zeros to whole blocks; a block of nothing above 1e-30 is all zero. rows ≈ (codes − zero) · scales.
     """
     count, width = rows.shape
     blocks = -(-width // block)
@@ -31,6 +32,7 @@ def round_blocks(rows: Float, bits: int, block: int) -> tuple[Codes, Float]:
     cut = rows.reshape(count, blocks, block)
     high, low = cut.max(axis=2), cut.min(axis=2)
     peak = np.where(high > -low, high, low)  # signed value of largest magnitude
+    peak = np.where(np.abs(peak) > TINY, peak, np.float32(0))
     zero = 2 ** (bits - 1)
     scales = (peak / np.float32(-zero)).astype(np.float32)
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)

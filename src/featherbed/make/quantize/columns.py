@@ -11,16 +11,18 @@ import numpy.typing as npt
 from featherbed.make.ir import Array, Weight
 
 Float = npt.NDArray[np.float32]
+TINY = 1e-30  # scales below it would leave float32's normal range
 Codes = npt.NDArray[np.int8]
 
 
 def round_columns(rows: Float, limit: int) -> tuple[Codes, Float]:
     """rows [N, K], a row an output → codes [N, K] in ±limit and scales [N] with rows ≈ codes · scales.
 
-    scale = max|row| / limit, codes rounded half to even; a row of zeros has scale 1.
+    scale = max|row| / limit, codes rounded half to even; a row of zeros, or of nothing above 1e-30, has
+    scale 1 and codes of zero.
     """
     peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    scales = np.where(peak > 0, peak / np.float32(limit), np.float32(1)).astype(np.float32)
+    scales = np.where(peak > TINY, peak / np.float32(limit), np.float32(1)).astype(np.float32)
     scaled = rows / scales[:, None]
     np.rint(scaled, out=scaled)  # within ±limit: the largest is peak / (peak / limit)
     return scaled.astype(np.int8), scales

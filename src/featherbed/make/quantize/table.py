@@ -27,10 +27,12 @@ def table_weights(table: Weight, bits: int, block: int) -> tuple[Weight, Weight]
 
     def read_codes() -> Iterator[Array]:
         kept.clear()
+        passed: list[Array] = []
         for part in table.read():
             codes, scales = round_blocks(np.asarray(part, np.float32), bits, block)
-            kept.append(scales)
+            passed.append(scales)
             yield np.ascontiguousarray(codes.reshape(len(part), -1)[:, :width])
+        kept.extend(passed)  # only when whole: a pass may be left halfway
 
     def read_scales() -> Iterator[Array]:
         if not kept:
