@@ -33,17 +33,18 @@ SAMPLE_S = 0.02
 
 def watched(words: list[str]) -> dict[str, float]:
     """Run a command; wall seconds, peak RSS and the largest private memory seen, in MiB."""
-    started = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     private = peak = 0.0
-    while process.poll() is None:
-        now = memory_mib(process.pid)
-        private, peak = max(private, now["rss_private_mib"]), max(peak, now["rss_peak_mib"])
-        time.sleep(SAMPLE_S)
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        assert process.stderr is not None
-        sys.exit(f"{' '.join(words)} failed:\n{process.stderr.read()[-2000:]}")
+    with tempfile.TemporaryFile("w+") as errors:  # not a pipe: it would fill up while nobody reads
+        started = time.perf_counter()
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+        while process.poll() is None:
+            now = memory_mib(process.pid)
+            private, peak = max(private, now["rss_private_mib"]), max(peak, now["rss_peak_mib"])
+            time.sleep(SAMPLE_S)
+        seconds = time.perf_counter() - started
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(f"{' '.join(words)} failed:\n{errors.read()[-2000:]}")
     return {"seconds": round(seconds, 2), "private_peak_mib": private, "rss_peak_mib": peak}
 
 

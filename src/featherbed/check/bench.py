@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -46,14 +47,15 @@ class Load:
 class _Worker:
     """A variant in its own process."""
 
-    def __init__(self, folder: Path, variant: str, load: Load) -> None:
+    def __init__(self, folder: Path, variant: str, load: Load, errors: IO[str]) -> None:
         words = [str(folder), variant, str(load.threads), str(load.tokens)]
         self.variant = variant
+        self._errors = errors  # a file and not a pipe: a pipe fills up while nobody reads
         self._process = subprocess.Popen(
             [sys.executable, "-m", "featherbed.check.worker", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
         self.load_s = self._answer()["load_s"]
@@ -68,7 +70,9 @@ class _Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            _, errors = self._process.communicate()
+            self._process.wait()
+            self._errors.seek(0)
+            errors = self._errors.read()
             raise EngineError(
                 f"bench of variant {self.variant}",
                 expected="a run that ends",
@@ -112,7 +116,8 @@ def bench(
     with ExitStack() as stack:
         workers = []
         for name in names:
-            worker = _Worker(opened.path, name, load)
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            worker = _Worker(opened.path, name, load, errors)
             stack.callback(worker.close)
             workers.append(worker)
         batches: dict[str, list[dict[str, float]]] = {name: [] for name in names}
