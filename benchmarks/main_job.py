@@ -95,6 +95,11 @@ def speed(python: str, graphs: dict[str, tuple[Path, str]], shape: tuple[int, in
     }
 
 
+def siblings(path: Path) -> list[Path]:
+    """A graph and its sidecar, whichever way that is spelt."""
+    return [p for p in path.parent.iterdir() if p.name in {path.name, f"{path.name}_data", f"{path.name}.data"}]
+
+
 def main() -> None:
     """Everything, in one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,6 +145,7 @@ def main() -> None:
         "commit": commit.stdout.strip(),
         "build": build,
         "speed": speeds,
+        "size_bytes": {name: sum(p.stat().st_size for p in siblings(path)) for name, (path, _) in graphs.items()},
         "ratios": {
             "build_stock_over_ours": round(stock_seconds / build["featherbed"]["seconds"], 2),
             "int8_over_stock_fp32_8x128": round(top["int8"]["tokens_per_s"] / top["stock fp32"]["tokens_per_s"], 2),

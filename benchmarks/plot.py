@@ -1,4 +1,4 @@
-"""Draw docs/img/main_job.svg from benchmarks/results/main_job.json. Needs matplotlib.
+"""Draw docs/img/main_job.svg, and write the README's table, from benchmarks/results/main_job.json. Needs matplotlib.
 
 python benchmarks/plot.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -17,9 +18,48 @@ ROOT = Path(__file__).parent.parent
 INK, OURS, STOCK = "#1f2933", "#2a7f62", "#b8c2cc"
 
 
+def table(result: dict[str, Any]) -> str:
+    """The README's table, between its markers."""
+    build, speed = result["build"], result["speed"]
+    rows = ["| | MB | tokens/s 8×128 | 1×128 | 1×512 | private MiB | made in | peak private GiB of making |"]
+    rows.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    stock = {k: v for k, v in build.items() if k != "featherbed"}
+    ours, theirs = build["featherbed"], sum(v["seconds"] for v in stock.values())
+    made = {
+        "int8": (ours["seconds"], ours["private_peak_mib"]),
+        "stock int8": (theirs, max(v["private_peak_mib"] for v in stock.values())),
+    }
+    for name in ("int8", "fp32", "q4", "stock int8", "stock fp32", "stock q4"):
+        figures = [f"{speed[shape][name]['tokens_per_s']:.0f}" for shape in ("8x128", "1x128", "1x512")]
+        memory = f"{speed['8x128'][name]['rss_private_mib']:.0f}"
+        making = ["", ""]
+        if name in made:
+            making = [f"{made[name][0]:.0f} s, all three", f"{made[name][1] / 1024:.2f} GiB"]
+        label = f"**featherbed `{name}`**" if name == "int8" else f"featherbed `{name}`"
+        label = name if name.startswith("stock") else label
+        size = f"{result['size_bytes'][name] / 1e6:.0f}"
+        rows.append("| " + " | ".join([label, size, *figures, memory, *making]) + " |")
+    m = result["machine"]
+    rows.append("")
+    rows.append(
+        f"{m['cores']} cores of {m['cpu']} ({', '.join(m['flags'])}), onnxruntime {m['onnxruntime']}, commit "
+        f"{result['commit'][:7]}; medians of rounds in turn, private memory after batches of 8×128."
+    )
+    return "\n".join(rows)
+
+
+def quote(result: dict[str, Any]) -> None:
+    """Put the table into the README."""
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text("utf-8").partition("<!-- main_job -->\n")
+    _, _, after = rest.partition("<!-- end -->")
+    path.write_text(f"{before}<!-- main_job -->\n{table(result)}\n<!-- end -->{after}", "utf-8")
+
+
 def main() -> None:
     """Two panels: tokens a second at 8 × 128, and the seconds it takes to make the files."""
     result = json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text("utf-8"))
+    quote(result)
     plt.rcParams.update({"font.size": 11, "font.family": "sans-serif", "svg.hashsalt": "featherbed", "text.color": INK})
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=(1.25, 1))
     figure.patch.set_facecolor("white")

@@ -58,6 +58,10 @@ class _Worker:
             stderr=self._errors,
             text=True,
         )
+        self.load_s = 0.0
+
+    def load(self) -> None:
+        """Wait for the first vector."""
         self.load_s = self._answer()["load_s"]
 
     def run(self, texts: int) -> dict[str, float]:
@@ -119,6 +123,7 @@ def bench(
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
             worker = _Worker(opened.path, name, load, errors)
             stack.callback(worker.close)
+            worker.load()
             workers.append(worker)
         batches: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         singles: dict[str, list[float]] = {name: [] for name in names}
