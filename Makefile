@@ -2,10 +2,10 @@
 PYTHON ?= python3
 MODEL ?= .cache/all-MiniLM-L6-v2
 MINILM := .cache/all-MiniLM-L6-v2
-# torch without CUDA, where the index has such a build; elsewhere point this at the CPU wheels of PyTorch
+# for the CPU build alone: make parity TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint parity bench docs clean help
+.PHONY: demo test lint parity bench clean help
 
 help:
 	@echo "make demo          build, verify, measure and use all-MiniLM-L6-v2 (MODEL=folder or Hub id for another)"

@@ -19,6 +19,7 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
     "transformers": {"check/reference.py"},
     "onnxruntime": {"run/session.py"},
     "huggingface_hub": {"hub.py"},
+    **{network: {"hub.py"} for network in ("httpx", "requests", "urllib", "socket", "http", "aiohttp")},
     "fastapi": {"serve/"},
     "tokenizers": {"run/tokens.py"},
     "onnx": {"make/write.py", "check/inspect.py"},

@@ -416,3 +416,36 @@ def test_wide_models_get_smaller_batches() -> None:
     spec = read_spec(FIXTURES / "bert-mean")
     wide = Spec(**{**vars(spec), "dim": 1024})
     assert 0 < wide.max_batch_tokens_hint < spec.max_batch_tokens_hint
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        (
+            "modules.json",
+            [{"type": f"sentence_transformers.models.{m}"} for m in ("Transformer", "Pooling", "Dense")],
+            "Dense",
+        ),
+        ("modules.json", {"type": "Transformer"}, "modules"),
+        ("sentence_bert_config.json", {"max_seq_length": 32, "do_lower_case": True}, "do_lower_case"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "include_prompt": False}, "include_prompt"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "euclidean"}, "similarity_fn_name"),
+    ],
+)
+def test_what_sentence_transformers_would_do_besides_is_not_dropped_in_silence(
+    checkpoint: Callable[[str], Path], file: str, content: object, says: str
+) -> None:
+    folder = checkpoint("bert-mean")
+    (folder / file).write_text(json.dumps(content), "utf-8")
+    with pytest.raises((UnknownArchitectureError, SpecError), match=says):
+        read_spec(folder)
+
+
+def test_a_dot_product_of_vectors_that_are_not_normalised_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint("bert-mean")
+    types = [{"type": f"sentence_transformers.models.{m}"} for m in ("Transformer", "Pooling")]
+    (folder / "modules.json").write_text(json.dumps(types), "utf-8")
+    assert read_spec(folder).dim > 0
+    (folder / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "dot"}', "utf-8")
+    with pytest.raises(UnknownArchitectureError, match="not normalised"):
+        read_spec(folder)

@@ -261,6 +261,13 @@ def publish(out: Path) -> Iterator[Path]:
             found="something else",
             remedy="choose another place with -o",
         )
+    if out.resolve() == Path.cwd():
+        raise OptionError(
+            f"output {out}",
+            expected="a folder beside or below this one",
+            found="the one we stand in, which would be replaced under our feet",
+            remedy="choose another place with -o",
+        )
     temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     old = out.with_name(f"{out.name}.old-{os.getpid()}")
     try:

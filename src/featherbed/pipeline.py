@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import featherbed
@@ -44,7 +44,7 @@ from featherbed.run.tokens import Tokenizer
 from featherbed.spec import Spec, read_spec
 
 WRITERS = 2  # variants written at a time; each holds a few blocks of 16 MB
-DEFAULT_VARIANTS = ("fp32", "int8", "int8-block", "q4")
+DEFAULT_VARIANTS = ("fp32", "int8", "int8-block")
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,12 @@ def build(
     spec = read_spec(checkpoint_folder, pooling)
     checkpoint = open_checkpoint(checkpoint_folder)
     graph = reference_graph(checkpoint, spec)
-    Tokenizer(checkpoint_folder, spec)
+    tokenizer = Tokenizer(checkpoint_folder, spec)
+    spec = replace(spec, eos_id=tokenizer.eos_id)
     target = Path(out) if out is not None else Path(f"{name}-onnx")
     report = None
     with publish(target.absolute()) as folder:
-        write_configs(checkpoint_folder, folder, spec)
+        write_configs(checkpoint_folder, folder, spec, tokenizer.appends)
         (folder / ONNX).mkdir()
         with ThreadPoolExecutor(WRITERS) as pool:  # numpy, hashing and writing let go of the interpreter
             jobs = {r.name: pool.submit(_write_variant, graph, r, folder, spec, progress) for r in chosen}

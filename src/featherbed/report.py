@@ -135,9 +135,13 @@ def parse_gates(words: Iterable[str]) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def gates_for(recipe: Recipe, asked: tuple[Gate, ...]) -> tuple[Gate, ...]:
-    """The default gates of a recipe with those ``asked`` in place of, or beside, their namesakes."""
-    chosen = {g.metric: g for g in (*default_gates(recipe), *asked)}
+def gates_for(recipe: Recipe, asked: tuple[Gate, ...], upstream: bool = False) -> tuple[Gate, ...]:
+    """The default gates of a recipe with those ``asked`` in place of, or beside, their namesakes.
+
+    With ``upstream`` the reference also answers to upstream's PyTorch model.
+    """
+    parity = (Gate("reference_max_error", 2e-5),) if upstream and recipe.shelf is Shelf.REFERENCE else ()
+    chosen = {g.metric: g for g in (*default_gates(recipe), *parity, *asked)}
     return tuple(chosen.values())
 
 

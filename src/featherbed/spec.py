@@ -155,6 +155,7 @@ def read_spec(folder: Path, pooling: str | None = None) -> Spec:
             found=repr(family),
             remedy="choose a model of these families",
         )
+    _check_modules(folder)
     tokens = _optional(folder / "tokenizer_config.json")
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(
@@ -180,6 +181,47 @@ def read_spec(folder: Path, pooling: str | None = None) -> Spec:
         prompts=prompts,
         default_prompt_name=default_name,
     )
+
+
+def _check_modules(folder: Path) -> None:
+    """Whatever sentence-transformers would do beside transformer, pooling and normalisation must not be lost."""
+    path = folder / "modules.json"
+    if path.is_file():
+        try:
+            modules = json.loads(path.read_text("utf-8"))
+            kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SpecError(
+                f"{path}", expected="a list of modules", found=str(error), remedy="fetch the file again"
+            ) from error
+        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+            raise UnknownArchitectureError(
+                f"{path}",
+                expected="the modules Transformer, Pooling and perhaps Normalize",
+                found=", ".join(kinds) or "none",
+                remedy="open an issue that names the model",
+            )
+    for name, key, sound in (
+        ("1_Pooling/config.json", "include_prompt", (None, True)),
+        ("sentence_bert_config.json", "do_lower_case", (None, False)),
+        ("config_sentence_transformers.json", "similarity_fn_name", (None, "cosine", "dot_score", "dot")),
+    ):
+        value = _optional(folder / name).get(key)
+        if value not in sound:
+            raise UnknownArchitectureError(
+                f"{key} in {folder / name}",
+                expected=" or ".join(repr(v) for v in sound if v is not None),
+                found=repr(value),
+                remedy="open an issue that names the model",
+            )
+    dot = str(_optional(folder / "config_sentence_transformers.json").get("similarity_fn_name")).startswith("dot")
+    if dot and path.is_file() and "Normalize" not in kinds:
+        raise UnknownArchitectureError(
+            f"similarity_fn_name in {folder / 'config_sentence_transformers.json'}",
+            expected="cosine, or a Normalize module: our vectors have length 1",
+            found="dot product of vectors that are not normalised",
+            remedy="open an issue that names the model",
+        )
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import featherbed
+from featherbed.check.bench import Load
 from featherbed.check.card import number, scientific
 from featherbed.errors import ModelFolderError
 from featherbed.folder import open_folder
@@ -54,6 +55,14 @@ def test_hashes_and_sizes_are_those_of_the_manifest(verified: Path) -> None:
     listed = re.findall(r"\| `(onnx/[^`]+)` \| (\d+) \| `([0-9a-f]{64})` \|", card)
     assert len(listed) == 5
     assert all((files[name].size_bytes, files[name].sha256) == (int(size), sha) for name, size, sha in listed)
+
+
+def test_each_row_of_speed_keeps_its_own_load(verified: Path) -> None:
+    featherbed.bench(verified, ["int8"], Load(tokens=16, batch=2, rounds=1), save=True)
+    featherbed.bench(verified, ["q4"], Load(tokens=8, batch=1, rounds=2), save=True)
+    card = (verified / "README.md").read_text("utf-8")
+    assert "`int8`: batches of 2 × 16 tokens, median of 1 rounds" in card
+    assert "`q4`: batches of 1 × 8 tokens, median of 2 rounds" in card
 
 
 def test_an_unverified_folder_claims_nothing(folders: dict[str, Path]) -> None:

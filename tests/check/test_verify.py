@@ -122,6 +122,19 @@ def test_a_changed_byte_is_found_before_anything_is_measured(copied: Callable[[s
         featherbed.verify(folder, ["int8"], probes=[probe])
 
 
+def test_a_changed_tokenizer_is_found_too(copied: Callable[[str], Path], probe: Path) -> None:
+    folder = copied("bert-mean")
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace('"lowercase": true', '"lowercase": false'), "utf-8")
+    with pytest.raises(ModelFolderError, match=r"tokenizer\.json"):
+        featherbed.verify(folder, ["int8"], probes=[probe])
+
+
+def test_a_gate_on_what_is_not_measured_is_refused(folders: dict[str, Path], probe: Path) -> None:
+    with pytest.raises(OptionError, match="--reference"):
+        featherbed.verify(folders["bert-mean"], gates=["reference_max_error=1e-5"], probes=[probe])
+
+
 def test_a_folder_without_the_reference_cannot_be_verified(copied: Callable[[str], Path], probe: Path) -> None:
     folder = copied("bert-mean")
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))

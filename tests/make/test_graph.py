@@ -358,7 +358,7 @@ def test_the_order_of_the_tokens_matters(sessions: Callable[[str, str], Any], na
 
 @pytest.mark.parametrize("recipe", PER_ROW)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_row_without_tokens_does_not_disturb_its_neighbours(
+def test_a_row_without_tokens_is_nan_and_does_not_disturb_its_neighbours(
     sessions: Callable[[str, str], Any], name: str, recipe: str
 ) -> None:
     ids = np.array([[11, 12, 13, 14], [21, 22, 23, 24], [31, 32, 33, 34]])
@@ -367,6 +367,7 @@ def test_a_row_without_tokens_does_not_disturb_its_neighbours(
     mask[1] = 0
     without_hidden, without = run(sessions(name, recipe), ids, mask)
     assert np.abs(vectors[[0, 2]] - without[[0, 2]]).max() <= 1e-6
+    assert np.isnan(without[1]).all()  # nothing to pool: nobody shall take it for a vector
     assert np.abs(hidden[[0, 2]] - without_hidden[[0, 2]]).max() <= 1e-5
 
 

@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import save_file
 
 import featherbed
+from featherbed.errors import CheckpointError
 from featherbed.run.batches import collate
 from featherbed.run.embedder import Embedder
 from tests.conftest import FIXTURES, NAMES, upstream
@@ -141,3 +142,11 @@ def test_a_wrong_rotary_base_would_be_seen(tmp_path: Path) -> None:
     folder = featherbed.build(checkpoint, tmp_path / "out", ["fp32"], check=False).folder
     report = featherbed.verify(folder, ["fp32"], upstream=FIXTURES / "qwen3-tied")
     assert (report.metrics["fp32"].reference_max_error or 0) > BOUND
+    assert not report.passed
+
+
+def test_a_reference_that_is_not_the_model_s_is_refused(tmp_path: Path) -> None:
+    folder = featherbed.build(FIXTURES / "qwen3-tied", tmp_path / "out", ["fp32"], check=False).folder
+    for wrong in (FIXTURES / "bert-mean", tmp_path / "nothing", Path("owner/name")):
+        with pytest.raises(CheckpointError, match="--reference"):
+            featherbed.verify(folder, upstream=wrong)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featherbed.errors import TextError, TokenizerError
+from featherbed.folder import open_folder
 from featherbed.run.tokens import Tokenizer
 from featherbed.spec import Spec, read_spec
 from tests.conftest import FIXTURES, NAMES, upstream
@@ -258,3 +260,28 @@ def test_a_tokenizer_without_any_special_token_is_refused(checkpoint: Callable[[
     rewrite(folder, post_processor=None)
     with pytest.raises(TokenizerError, match="special tokens around a text, found 0"):
         Tokenizer(folder, spec_of("bert-mean"))
+
+
+def test_the_tokenizer_s_own_end_token_wins_over_the_config(checkpoint: Callable[[str], Path]) -> None:
+    """Qwen3's configs name the token that ends a chat's turn; the tokenizer appends the one that ends a text."""
+    folder = checkpoint("qwen3-tied")
+    spec = replace(read_spec(folder), eos_id=1)
+    tokenizer = Tokenizer(folder, spec)
+    assert not tokenizer.appends
+    assert tokenizer.eos_id == 0
+    assert tokenizer.encode(["rain", ""]).ids[0][-2:] != [0, 1]
+    assert all(row[-1] == 0 and row.count(0) == 1 for row in tokenizer.encode(["rain", ""]).ids)
+
+
+def test_a_decoder_without_any_end_token_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint("qwen3-biased")
+    with pytest.raises(TokenizerError, match="eos_token_id"):
+        Tokenizer(folder, replace(read_spec(folder), eos_id=None))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_built_folder_s_tokenizer_gives_our_ids_to_everyone(folders: dict[str, Path], name: str) -> None:
+    plain = tokenizers.Tokenizer.from_file(str(folders[name] / "tokenizer.json"))
+    known = upstream(name)
+    assert [plain.encode(text).ids for text in known.texts] == known.rows
+    assert not Tokenizer(folders[name], open_folder(folders[name]).manifest.spec).appends

@@ -142,6 +142,10 @@ def _probe_note(reports: dict[str, dict[str, Any]]) -> str:
         "Cosines are row by row against the `fp32` file; batch invariance is the largest 1 − cosine between a "
         "text's vector alone and in a batch of 64 mixed lengths, padded right and left. "
     )
+    for name, report in reports.items():
+        error = report.get("metrics", {}).get("reference_max_error")
+        if error is not None:
+            notes.append(f"`{name}` differs from upstream's PyTorch model by at most {scientific(error)} a component.")
     return intro + " ".join(notes) + " Repeat it with `featherbed verify`.\n"
 
 
@@ -172,12 +176,13 @@ def _speed(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def _bench_note(reports: dict[str, dict[str, Any]]) -> str:
-    b = next(r["bench"] for r in reports.values() if "bench" in r)
-    load = b["load"]
-    return (
-        f"Batches of {load['batch']} × {load['tokens']} tokens, median of {load['rounds']} rounds run in turn, on "
-        f"{_machine(b['machine'])}. Repeat it with `featherbed bench`.\n"
-    )
+    benches = {name: r["bench"] for name, r in reports.items() if "bench" in r}
+    lines: dict[str, list[str]] = {}
+    for name, b in benches.items():
+        load = f"batches of {b['load']['batch']} × {b['load']['tokens']} tokens, median of {b['load']['rounds']} rounds"
+        lines.setdefault(f"{load} run in turn, on {_machine(b['machine'])}", []).append(f"`{name}`")
+    notes = " ".join(f"{', '.join(names)}: {line}." for line, names in lines.items())
+    return f"{notes} Repeat it with `featherbed bench`.\n"
 
 
 def _usage(folder: ModelFolder) -> str:

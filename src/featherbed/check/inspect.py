@@ -43,8 +43,8 @@ class Inspection:
 def inspect(path: Path | str) -> dict[str, Any]:
     """The document of ``inspect --json`` for a model folder or a bare .onnx file.
 
-    ``files`` has an inspection a graph; ``spec`` (pooling, prompts, lengths) and ``variants`` are there for a
-    folder. Raises ModelFolderError when there is nothing to read.
+    ``files`` has an inspection a graph, for a folder with its ``variant``; ``spec`` has pooling, prompts and
+    lengths, and is None for a bare file. Raises ModelFolderError when there is nothing to read.
     """
     path = Path(path)
     if path.suffix == ".onnx":

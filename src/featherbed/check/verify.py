@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featherbed.check.invariance import invariance
 from featherbed.check.parity import agreement, anisotropy, triplets, unit_norm_error
-from featherbed.errors import ModelFolderError
+from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import ModelFolder
 from featherbed.probe import Probe
 from featherbed.progress import Progress, silent
@@ -44,6 +44,15 @@ def measure(folder: ModelFolder, variants: Sequence[str], bar: Bar, progress: Pr
             found=", ".join(folder.manifest.variants) or "no variants",
             remedy="build the folder again with fp32",
         )
+    if bar.upstream is None and any(gate.metric == "reference_max_error" for gate in bar.gates):
+        raise OptionError(
+            "--gate reference_max_error",
+            expected="--reference, which measures it",
+            found="none",
+            remedy="give the checkpoint's folder with --reference",
+        )
+    graphs = {file for variant in folder.manifest.variants.values() for file in variant.files}
+    folder.check_hashes(name for name in folder.manifest.files if name not in graphs)
     names = tuple(dict.fromkeys((REFERENCE, *variants)))
     metrics: dict[str, Metrics] = {}
     verdicts: list[Verdict] = []
@@ -52,7 +61,9 @@ def measure(folder: ModelFolder, variants: Sequence[str], bar: Bar, progress: Pr
         folder.check_hashes(iter(folder.variant(name).files))
         metrics[name], reference = _measure(folder, name, reference, bar, progress)
         made_by = recipe(str(folder.variant(name).recipe["name"]))
-        verdicts += [gate.judge(name, metrics[name]) for gate in gates_for(made_by, bar.gates)]
+        verdicts += [
+            gate.judge(name, metrics[name]) for gate in gates_for(made_by, bar.gates, bar.upstream is not None)
+        ]
     shown = [n for n in names if n in variants] or list(names)
     return Report(
         bar.probe.to_json(),

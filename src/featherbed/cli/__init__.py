@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 
 import typer
 
 import featherbed
 from featherbed.cli import bench, build, card, embed, inspect, verify
+
+DEFECT = 70  # sysexits.h: EX_SOFTWARE
 
 app = typer.Typer(
     name="featherbed",
@@ -19,12 +22,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("build")(build.command)
-app.command("verify")(verify.command)
-app.command("inspect")(inspect.command)
-app.command("bench")(bench.command)
-app.command("card")(card.command)
-app.command("embed")(embed.command)
+for _verb, _command, _short in (
+    ("build", build.command, "Checkpoint or Hub id → model folder, verified."),
+    ("verify", verify.command, "Measure variants against fp32, judge by gates."),
+    ("inspect", inspect.command, "Say what a model file is."),
+    ("bench", bench.command, "Measure speed and memory."),
+    ("card", card.command, "Write the folder's README.md from its evidence."),
+    ("embed", embed.command, "Files of texts → vectors."),
+):
+    app.command(_verb, short_help=_short)(_command)
 
 
 def _version(asked: bool) -> None:
@@ -54,3 +60,6 @@ def main() -> None:
     except featherbed.FeatherbedError as error:
         sys.stderr.write(f"featherbed: {error}\n")
         sys.exit(error.exit_code)
+    except Exception:  # a defect of ours: its trace, and not the exit code of a failed gate
+        traceback.print_exc()
+        sys.exit(DEFECT)

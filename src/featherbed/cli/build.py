@@ -12,7 +12,7 @@ from featherbed.cli.options import Gates, JsonFlag, names, print_json
 from featherbed.cli.verify import print_report
 from featherbed.progress import bar
 
-VARIANTS = "fp32,int8,int8-block,q4"
+VARIANTS = "fp32,int8,int8-block"
 
 
 def command(

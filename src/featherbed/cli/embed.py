@@ -17,7 +17,9 @@ def command(
     folder: Folder,
     inputs: Annotated[list[str], typer.Argument(help="Files: .txt, .jsonl, .csv; - is standard input.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .npy, .jsonl or .parquet.")],
-    variant: Annotated[str, typer.Option(help="Which file; auto: the fastest that passed its gates.")] = "auto",
+    variant: Annotated[
+        str, typer.Option(help="Which file; auto: int8, int8-block or fp32, the first that did not fail its gates.")
+    ] = "auto",
     query: Annotated[bool, typer.Option("--query", help="Texts are queries: the query prompt comes first.")] = False,
     field: Annotated[str, typer.Option(help="Where the text is in .jsonl and .csv.")] = "text",
     dim: Annotated[int | None, typer.Option(help="Keep the first components only (Matryoshka models).")] = None,

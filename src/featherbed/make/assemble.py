@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from featherbed.errors import TokenizerError
 from featherbed.folder import dump, write_text
 from featherbed.spec import Pooling, Spec, read_json
 
@@ -22,10 +23,11 @@ OLD_MODES = {
 }
 
 
-def write_configs(source: Path, out: Path, spec: Spec) -> None:
+def write_configs(source: Path, out: Path, spec: Spec, append_eos: bool = False) -> None:
     """Everything beside the graphs that sentence-transformers, Optimum, fastembed and we read.
 
-    tokenizer.json loses the padding and truncation some checkpoints left in it (MiniLM's pads all to 128).
+    tokenizer.json loses the padding and truncation some checkpoints left in it (MiniLM's pads all to 128), and
+    with ``append_eos`` gets the end token that the model wants and the tokenizer does not add by itself.
     """
     for name in COPIED:
         if (source / name).is_file():
@@ -34,9 +36,11 @@ def write_configs(source: Path, out: Path, spec: Spec) -> None:
     special = {"pad_token_id": spec.pad_id} | ({} if spec.eos_id is None else {"eos_token_id": spec.eos_id})
     _write(out / "config.json", {**config, **special})
     tokenizer = read_json(source / "tokenizer.json")
-    if tokenizer.get("padding") or tokenizer.get("truncation"):
-        text = json.dumps({**tokenizer, "padding": None, "truncation": None}, ensure_ascii=False)
-        (out / "tokenizer.json").write_text(text, "utf-8")
+    if append_eos or tokenizer.get("padding") or tokenizer.get("truncation"):
+        changed = {**tokenizer, "padding": None, "truncation": None}
+        if append_eos and spec.eos_id is not None:
+            changed["post_processor"] = _ending(tokenizer, spec.eos_id)
+        write_text(out / "tokenizer.json", json.dumps(changed, ensure_ascii=False))
     else:
         shutil.copyfile(source / "tokenizer.json", out / "tokenizer.json")
     path = source / "tokenizer_config.json"
@@ -47,6 +51,10 @@ def write_configs(source: Path, out: Path, spec: Spec) -> None:
         out / "tokenizer_config.json",
         {**tokens, "model_max_length": spec.max_length, "padding_side": "right", "pad_token": pad},
     )
+    if not (out / "special_tokens_map.json").is_file():  # fastembed reads it
+        keys = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+        named = {**tokens, "pad_token": pad}
+        _write(out / "special_tokens_map.json", {k: named[k] for k in keys if named.get(k) is not None})
     modules = ["Transformer", "Pooling", "Normalize"]
     paths = ["", "1_Pooling", "2_Normalize"]
     _write(
@@ -72,6 +80,33 @@ def write_configs(source: Path, out: Path, spec: Spec) -> None:
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def _ending(tokenizer: dict[str, Any], eos_id: int) -> dict[str, Any]:
+    """The tokenizer's post-processor, followed by one that appends the end token."""
+    name = _token_of(tokenizer, eos_id)
+    if name is None:
+        raise TokenizerError(
+            "tokenizer.json",
+            expected=f"the end token {eos_id} among added_tokens",
+            found="none of that id",
+            remedy="use the tokenizer.json that belongs to the weights",
+        )
+
+    def piece(kind: str, number: int) -> dict[str, Any]:
+        return {"Sequence": {"id": kind, "type_id": number}}
+
+    def end(number: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": number}}
+
+    template = {
+        "type": "TemplateProcessing",
+        "single": [piece("A", 0), end(0)],
+        "pair": [piece("A", 0), piece("B", 1), end(1)],
+        "special_tokens": {name: {"id": name, "ids": [eos_id], "tokens": [name]}},
+    }
+    before = tokenizer.get("post_processor")
+    return {"type": "Sequence", "processors": [before, template]} if before else template
 
 
 def _token_of(tokenizer: dict[str, Any], number: int) -> str | None:

@@ -46,10 +46,10 @@ class Embedder:
     ) -> None:
         """Open ``model``: a model folder, or an .onnx file with its tokenizer and configs beside or above it.
 
-        ``variant`` "auto" takes the fastest of the folder that passed its gates. ``batch_tokens`` bounds the
-        tokens of one run, padding included. ``prepack`` False leaves float weights mapped from the file: slower,
-        but they are not copied into memory. Raises ModelFolderError, SpecError, TokenizerError or EngineError
-        when the model cannot be used, OptionError on an unknown variant.
+        ``variant`` "auto" takes int8, int8-block or fp32, the first that did not fail its gates. ``batch_tokens``
+        bounds the tokens of one run, padding included. ``prepack`` False leaves float weights mapped from the
+        file: slower, but they are not copied into memory. Raises ModelFolderError, SpecError, TokenizerError or
+        EngineError when the model cannot be used, OptionError on an unknown variant.
         """
         if batch_tokens is not None and batch_tokens < 1:
             raise OptionError("batch_tokens", expected="at least 1", found=str(batch_tokens), remedy="leave it out")
@@ -59,7 +59,15 @@ class Embedder:
         self._session = Session(path, threads, prepack, width=self.spec.dim)
 
     def _locate(self, model: Path, variant: str) -> tuple[Path, Spec, Path]:
-        if model.suffix == ".onnx":
+        self._ours = model.suffix != ".onnx"
+        if not self._ours:
+            if variant != AUTO:
+                raise OptionError(
+                    f"variant {variant!r} of {model}",
+                    expected="no variant: the file is one",
+                    found="one",
+                    remedy="leave it out, or give the model's folder",
+                )
             self.variant = model.stem
             home = model.parent if (model.parent / "config.json").is_file() else model.parent.parent
             return model, read_spec(home), home
@@ -144,7 +152,14 @@ class Embedder:
         )
 
     def similarity(self, a: Vectors, b: Vectors) -> Vectors:
-        """Cosines [N, M] of the rows of a [N, D] and b [M, D]."""
+        """Cosines [N, M] of the rows of a [N, D] and b [M, D]. Raises OptionError when their widths differ."""
+        if a.shape[-1] != b.shape[-1]:
+            raise OptionError(
+                "similarity",
+                expected="vectors of one width",
+                found=f"{a.shape[-1]} and {b.shape[-1]}",
+                remedy="use the same model and truncate_dim for both",
+            )
         return np.asarray(normalize(np.atleast_2d(a)) @ normalize(np.atleast_2d(b)).T, np.float32)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -158,7 +173,8 @@ class Embedder:
         """
         check_mask(batch.mask)
         if unit and self._session.pools:
-            return self._session.vectors(batch)
+            vectors = self._session.vectors(batch)
+            return vectors if self._ours else normalize(vectors)  # an output's name is no promise of its length
         pooled = pool(self._session.hidden(batch), batch.mask, self.spec.pooling)
         return normalize(pooled) if unit else pooled
 
@@ -172,11 +188,12 @@ class Embedder:
         if name is None:
             return ""
         if name not in self.spec.prompts:
+            names = ", ".join(self.spec.prompts)
             raise OptionError(
                 f"prompt {name!r}",
-                expected=f"one of {', '.join(self.spec.prompts) or 'none: this model has no prompts'}",
-                found="no such prompt",
-                remedy="choose one of these, or give its text as prompt=",
+                expected=f"one of {names}" if names else "no name: this model has no prompts",
+                found="no such prompt" if names else "one",
+                remedy="give its text as prompt=",
             )
         return self.spec.prompts[name]
 
@@ -186,7 +203,7 @@ class Embedder:
         whole = isinstance(truncate_dim, int) and not isinstance(truncate_dim, bool)
         if not whole or not 1 <= truncate_dim <= self.spec.dim:
             raise OptionError(
-                "truncate_dim",
+                "truncate_dim (--dim)",
                 expected=f"a whole number from 1 to {self.spec.dim}",
                 found=repr(truncate_dim),
                 remedy="leave it out for the whole vector",

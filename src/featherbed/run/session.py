@@ -97,7 +97,14 @@ class Session:
         return self._run(batch, SENTENCE)
 
     def hidden(self, batch: Batch) -> Vectors:
-        """Hidden states [B, T, D]."""
+        """Hidden states [B, T, D]. Raises EngineError when the file gives pooled vectors only."""
+        if HIDDEN not in self.outputs:
+            raise EngineError(
+                f"{self._path}",
+                expected=f"the output {HIDDEN}, for vectors that are not normalised",
+                found=", ".join(self.outputs),
+                remedy="leave normalize_embeddings at True",
+            )
         return self._run(batch, HIDDEN)
 
     def _run(self, batch: Batch, output: str) -> Vectors:

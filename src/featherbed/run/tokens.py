@@ -10,7 +10,7 @@ from pathlib import Path
 import tokenizers
 
 from featherbed.errors import TextError, TokenizerError
-from featherbed.spec import Spec
+from featherbed.spec import Pooling, Spec
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Tokens:
 class Tokenizer:
     """A tokenizer.json, with its own padding and truncation replaced by what the spec says.
 
+    ``eos_id`` is the id that every text ends with, None for models that pool otherwise than by the last token;
+    ``appends`` says that it is put there by us, because the tokenizer does not.
     Safe to use from many threads: nothing changes after it was opened.
     """
 
@@ -50,9 +52,20 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
-        empty = tokenizer.encode("").ids
-        self._append = spec.eos_id is not None and (not empty or empty[-1] != spec.eos_id)
-        self._special = len(empty) + self._append
+        last = spec.pooling is Pooling.LAST
+        probe = tokenizer.encode("a")
+        ends = bool(probe.special_tokens_mask) and probe.special_tokens_mask[-1] == 1
+        # what the tokenizer itself puts at the end is the end token, whatever a config says of chats
+        self.eos_id = (probe.ids[-1] if ends else spec.eos_id) if last else None
+        self.appends = last and not ends
+        if last and self.eos_id is None:
+            raise TokenizerError(
+                f"{path}",
+                expected="an end token: from the tokenizer, or eos_token_id in config.json",
+                found="neither",
+                remedy="add eos_token_id to config.json",
+            )
+        self._special = len(tokenizer.encode("").ids) + self.appends
         self._room = spec.max_length - self._special
         if self._special == 0 or self._room < 1:
             raise TokenizerError(
@@ -61,9 +74,8 @@ class Tokenizer:
                 found=f"{self._special}",
                 remedy="use the tokenizer.json and max_seq_length that belong to the weights",
             )
-        tokenizer.enable_truncation(spec.max_length - self._append)
+        tokenizer.enable_truncation(spec.max_length - self.appends)
         self._tokenizer = tokenizer
-        self._spec = spec
 
     def count(self, text: str) -> int:
         """Tokens of a text, special tokens included, after truncation."""
@@ -78,7 +90,7 @@ class Tokenizer:
             self._check_prompt(prompt)
         check_texts(texts)
         encodings = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
-        end = [self._spec.eos_id] if self._append and self._spec.eos_id is not None else []
+        end = [self.eos_id] if self.appends and self.eos_id is not None else []
         ids = [encoding.ids + end for encoding in encodings]
         return Tokens(ids, sum(bool(encoding.overflowing) for encoding in encodings))
 

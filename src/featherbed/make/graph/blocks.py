@@ -190,7 +190,7 @@ def attention(
 def pool(blocks: Blocks, rows: str, aligned: Aligned, pooling: Pooling, width: int) -> str:
     """Aligned rows [N, D] → unit vectors ``sentence_embedding`` [B, D].
 
-    A row without any real token gives the vector of its first position; ``run`` refuses such rows.
+    A row without any real token gives NaN, which nobody takes for a vector; ``run`` refuses such rows.
     """
     b = blocks
     if pooling is Pooling.MEAN:
@@ -204,6 +204,8 @@ def pool(blocks: Blocks, rows: str, aligned: Aligned, pooling: Pooling, width: i
             last = b.node("Squeeze", b.node("Sub", aligned.lengths, b.const(1)), b.const([1]))
             starts = b.node("Add", starts, b.node("Max", last, b.const(0)))
         pooled = b.node("Gather", rows, starts, attributes={"axis": 0})
+        present = b.cast(b.cast(aligned.lengths, BOOL), FLOAT)  # [B, 1]: 1, or 0 for a row without tokens
+        pooled = b.node("Div", b.node("Mul", pooled, present), present)  # 0 / 0
     return b.node("LpNormalization", pooled, out="sentence_embedding", attributes={"axis": -1, "p": 2})
 
 
