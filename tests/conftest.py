@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 from safetensors import safe_open
 
 import featherbed
 from featherbed.recipe import RECIPES
+
+settings.register_profile("shared-machine", deadline=None)  # no test depends on wall-clock time
+settings.load_profile("shared-machine")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = ("bert-mean", "bert-cls", "qwen3-tied", "qwen3-biased")
