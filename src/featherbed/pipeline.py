@@ -12,7 +12,7 @@ import featherbed
 from featherbed.check.card import render
 from featherbed.check.inspect import inspect_file
 from featherbed.check.machine import machine
-from featherbed.check.verify import Bar, measure
+from featherbed.check.verify import Yardstick, measure
 from featherbed.folder import (
     CARD,
     ONNX,
@@ -38,13 +38,12 @@ from featherbed.make.ir import Graph
 from featherbed.make.write import write_graph
 from featherbed.probe import read_probe, shipped
 from featherbed.progress import Progress, silent
-from featherbed.recipe import REFERENCE, Recipe, recipes
+from featherbed.recipe import DEFAULT, REFERENCE, Recipe, recipes
 from featherbed.report import Report, parse_gates
 from featherbed.run.tokens import Tokenizer
 from featherbed.spec import Spec, read_spec
 
 WRITERS = 2  # variants written at a time; each holds a few blocks of 16 MB
-DEFAULT_VARIANTS = ("fp32", "int8", "int8-block")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Outcome:
 def build(
     source: Path | str,
     out: Path | str | None = None,
-    variants: Sequence[str] = DEFAULT_VARIANTS,
+    variants: Sequence[str] = DEFAULT,
     *,
     gates: Sequence[str] = (),
     pooling: str | None = None,
@@ -89,7 +88,7 @@ def build(
             records = {name: job.result() for name, job in jobs.items()}
         model = _manifest(folder, name, spec, chosen, records, checkpoint)
         if check:
-            report = measure(model, [r.name for r in chosen], Bar(shipped(), asked), progress)
+            report = measure(model, [r.name for r in chosen], Yardstick(shipped(), asked), progress)
             model = save_evidence(model, report)
         write_text(folder / CARD, render(model))
         model.with_evidence({})
@@ -121,7 +120,7 @@ def verify(
         from featherbed.check.reference import upstream_vectors  # the only way to torch: an extra
 
         vectors = upstream_vectors(model, Path(upstream), probe, progress)
-    report = measure(model, names, Bar(probe, asked, vectors), progress)
+    report = measure(model, names, Yardstick(probe, asked, vectors), progress)
     if save:
         model = save_evidence(model, report)
         write_text(model.path / CARD, render(model))

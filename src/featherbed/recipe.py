@@ -83,6 +83,7 @@ class Recipe:
 
 
 REFERENCE = "fp32"
+DEFAULT = (REFERENCE, "int8", "int8-block")  # what build makes when nobody says otherwise
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe

@@ -288,19 +288,16 @@ def _prompts(folder: Path, sentence: dict[str, Any]) -> tuple[dict[str, str], st
             found=f"prompts {prompts!r}, default_prompt_name {default!r}",
             remedy="mend the file",
         )
-    for name, prompt in prompts.items():
-        if not f"{name}{prompt}".isascii():
-            _check_utf8(folder / "config_sentence_transformers.json", f"{name}{prompt}")
-    return dict(prompts), default
-
-
-def _check_utf8(path: Path, text: str) -> None:
     try:
-        text.encode("utf-8")
+        "".join((*prompts, *prompts.values())).encode("utf-8")
     except UnicodeEncodeError as error:
         raise SpecError(
-            f"{path}", expected="prompts that UTF-8 can carry", found="a lone surrogate", remedy="mend the file"
+            f"{folder / 'config_sentence_transformers.json'}",
+            expected="prompts that UTF-8 can carry",
+            found="a lone surrogate",
+            remedy="mend the file",
         ) from error
+    return dict(prompts), default
 
 
 def _max_length(folder: Path, config: dict[str, Any], tokens: dict[str, Any]) -> int:

@@ -23,7 +23,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Bar:
+class Yardstick:
     """What to hold variants against: texts, the gates that were asked for beside the default ones, and
     upstream's own vectors of the probe's texts [N, D] where they were computed."""
 
@@ -32,7 +32,7 @@ class Bar:
     upstream: Vectors | None = None
 
 
-def measure(folder: ModelFolder, variants: Sequence[str], bar: Bar, progress: Progress = silent) -> Report:
+def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, progress: Progress = silent) -> Report:
     """The report of ``variants`` (the reference is always measured, and judged when it is among them).
 
     Raises ModelFolderError when the folder has no reference, or a file differs from its manifest's hash.
@@ -44,7 +44,7 @@ def measure(folder: ModelFolder, variants: Sequence[str], bar: Bar, progress: Pr
             found=", ".join(folder.manifest.variants) or "no variants",
             remedy="build the folder again with fp32",
         )
-    if bar.upstream is None and any(gate.metric == "reference_max_error" for gate in bar.gates):
+    if yardstick.upstream is None and any(gate.metric == "reference_max_error" for gate in yardstick.gates):
         raise OptionError(
             "--gate reference_max_error",
             expected="--reference, which measures it",
@@ -59,26 +59,25 @@ def measure(folder: ModelFolder, variants: Sequence[str], bar: Bar, progress: Pr
     reference: Vectors | None = None
     for name in names:
         folder.check_hashes(iter(folder.variant(name).files))
-        metrics[name], reference = _measure(folder, name, reference, bar, progress)
+        metrics[name], reference = _measure(folder, name, reference, yardstick, progress)
         made_by = recipe(str(folder.variant(name).recipe["name"]))
-        verdicts += [
-            gate.judge(name, metrics[name]) for gate in gates_for(made_by, bar.gates, bar.upstream is not None)
-        ]
+        gates = gates_for(made_by, yardstick.gates, yardstick.upstream is not None)
+        verdicts += [gate.judge(name, metrics[name]) for gate in gates]
     shown = [n for n in names if n in variants] or list(names)
     return Report(
-        bar.probe.to_json(),
+        yardstick.probe.to_json(),
         {n: metrics[n] for n in shown},
         tuple(v for v in verdicts if v.variant in shown),
     )
 
 
 def _measure(
-    folder: ModelFolder, name: str, reference: Vectors | None, bar: Bar, progress: Progress
+    folder: ModelFolder, name: str, reference: Vectors | None, yardstick: Yardstick, progress: Progress
 ) -> tuple[Metrics, Vectors]:
     """Metrics of one variant, and the reference's vectors; the session ends here, before the next one loads."""
     # the reference stays mapped: a 0.6B model would otherwise be copied into memory for one pass
     embedder = Embedder(folder.path, name, prepack=name != REFERENCE)
-    rows = embedder.ids(bar.probe.texts)
+    rows = embedder.ids(yardstick.probe.texts)
     vectors = np.empty((len(rows), embedder.spec.dim), np.float32)
     done = 0
     for batch in batches(rows, embedder.spec.pad_id, embedder.batch_tokens):
@@ -87,20 +86,20 @@ def _measure(
         progress(f"verify {name}", done, len(rows))
     reference = vectors if reference is None else reference
     drift = invariance(embedder, rows, lambda _, at, of: progress(f"invariance {name}", at, of))
-    return _metrics(vectors, reference, drift, bar, folder.manifest.size_bytes(name)), reference
+    return _metrics(vectors, reference, drift, yardstick, folder.manifest.size_bytes(name)), reference
 
 
-def _metrics(vectors: Vectors, reference: Vectors, drift: float, bar: Bar, size_bytes: int) -> Metrics:
+def _metrics(vectors: Vectors, reference: Vectors, drift: float, yardstick: Yardstick, size_bytes: int) -> Metrics:
     kept = agreement(vectors, reference)
-    correct, margin = triplets(vectors, bar.probe.triplets)
-    upstream = None if bar.upstream is None else float(np.abs(vectors - bar.upstream).max())
+    correct, margin = triplets(vectors, yardstick.probe.triplets)
+    upstream = None if yardstick.upstream is None else float(np.abs(vectors - yardstick.upstream).max())
     return Metrics(
         n=len(vectors),
         cos_mean=kept.mean,
         cos_min=kept.worst,
         invariance_max=drift,
         triplets_correct=correct,
-        triplets_total=len(bar.probe.triplets),
+        triplets_total=len(yardstick.probe.triplets),
         triplet_margin_mean=margin,
         anisotropy=anisotropy(vectors),
         unit_norm_max_error=unit_norm_error(vectors),

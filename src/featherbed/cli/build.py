@@ -11,16 +11,15 @@ import featherbed
 from featherbed.cli.options import Gates, JsonFlag, names, print_json
 from featherbed.cli.verify import print_report
 from featherbed.progress import bar
-
-VARIANTS = "fp32,int8,int8-block"
+from featherbed.recipe import DEFAULT, RECIPES, REFERENCE
 
 
 def command(
     source: Annotated[str, typer.Argument(help="A checkpoint folder, or a Hub id: owner/name[@revision].")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Model folder to write; NAME-onnx here.")] = None,
-    variants: Annotated[
-        str, typer.Option(help="Of fp32, int8, int8-block, int8-dynamic, q4; fp32 is always built.")
-    ] = VARIANTS,
+    variants: Annotated[str, typer.Option(help=f"Of {', '.join(RECIPES)}; {REFERENCE} is always built.")] = ",".join(
+        DEFAULT
+    ),
     gate: Gates = None,
     pooling: Annotated[
         str | None, typer.Option(help="mean, cls or lasttoken: only where the checkpoint does not say.")
