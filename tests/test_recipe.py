@@ -22,11 +22,13 @@ from featherbed.recipe import (
     recipes,
 )
 
-BITS = {"fp32": 32, "int8": 8, "int8-block": 8, "int8-dynamic": 8, "q4": 4}
+BITS = {"fp32": 32, "int8": 8, "int8-block": 8, "int4": 4, "int4-small": 4, "int8-dynamic": 8, "q4": 4}
 STEPS = {
     "fp32": (),
     "int8": (PerTokenLinear(8), BlockwiseTable(8, 128)),
     "int8-block": (BlockwiseLinear(8, 64, 4), BlockwiseTable(8, 128)),
+    "int4": (BlockwiseLinear(4, 32, None, searched=True), BlockwiseTable(8, 128)),
+    "int4-small": (BlockwiseLinear(4, 64, None, searched=True), BlockwiseTable(4, 64)),
     "int8-dynamic": (DynamicLinear(8),),
     "q4": (BlockwiseLinear(4, 32, None),),
 }
@@ -56,7 +58,13 @@ def test_no_two_recipes_write_the_same_file() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "near"),
-    [("int-8", "int8"), ("fp23", "fp32"), ("int8-blok", "int8-block"), ("int8_dynamic", "int8-dynamic")],
+    [
+        ("int-8", "int8"),
+        ("fp23", "fp32"),
+        ("int8-blok", "int8-block"),
+        ("int8_dynamic", "int8-dynamic"),
+        ("int4-smal", "int4-small"),
+    ],
 )
 def test_an_unknown_name_suggests_a_near_one(asked: str, near: str) -> None:
     with pytest.raises(OptionError) as caught:

@@ -38,16 +38,18 @@ class BlockwiseLinear:
     """Linear layers as MatMulNBits: weights in blocks of ``block`` along the input, float activations.
 
     ``accuracy_level`` 4 lets onnxruntime round the activations to 8 bits a block; None leaves it unset.
+    ``searched`` gives each block a zero point, and the scale among several that loses least.
     """
 
     bits: int
     block: int
     accuracy_level: int | None
+    searched: bool = False
 
 
 @dataclass(frozen=True)
 class BlockwiseTable:
-    """The token embedding table in 8 bits, a scale a block of ``block`` along the row (a power of two)."""
+    """The token embedding table in 4 or 8 bits, a scale a block of ``block`` along the row (a power of two)."""
 
     bits: int = 8
     block: int = 128
@@ -102,6 +104,20 @@ RECIPES: dict[str, Recipe] = {
             Shelf.OURS,
             (BlockwiseLinear(bits=8, block=64, accuracy_level=4), BlockwiseTable()),
             "MatMulNBits in 8 bits, block 64, 8-bit embedding table: the most faithful",
+        ),
+        Recipe(
+            "int4",
+            "_int4",
+            Shelf.OURS,
+            (BlockwiseLinear(bits=4, block=32, accuracy_level=None, searched=True), BlockwiseTable()),
+            "MatMulNBits in 4 bits with searched zero points, block 32, 8-bit embedding table: little memory",
+        ),
+        Recipe(
+            "int4-small",
+            "_int4_small",
+            Shelf.OURS,
+            (BlockwiseLinear(bits=4, block=64, accuracy_level=None, searched=True), BlockwiseTable(bits=4, block=64)),
+            "the same in blocks of 64, with a 4-bit embedding table: the smallest",
         ),
         Recipe(
             "int8-dynamic",

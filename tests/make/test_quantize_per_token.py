@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from featherbed.make.checkpoint import open_checkpoint
 from featherbed.make.graph import reference_graph
 from featherbed.make.graph.lower import lower
 from featherbed.make.ir import LINEAR, OURS, Graph, Node, Port, constant
-from featherbed.make.quantize import apply
+from featherbed.make.quantize import apply, per_token
 from featherbed.make.quantize.columns import column_weights, round_columns
 from featherbed.make.write import write_graph
 from featherbed.recipe import DynamicLinear, PerTokenLinear, Step
 from featherbed.spec import read_spec
-from tests.conftest import FIXTURES, NAMES
+from tests.conftest import FIXTURES, NAMES, upstream
 
 Float = npt.NDArray[np.float32]
 F32 = np.dtype(np.float32)
@@ -198,15 +199,220 @@ def test_query_key_and_value_share_one_rounding_of_their_input(name: str) -> Non
     graph = reference_graph(open_checkpoint(FIXTURES / name), read_spec(FIXTURES / name))
     inputs = {node.inputs[0] for node in graph.nodes if (node.domain, node.op) == (OURS, LINEAR)}
     layers = open_checkpoint(FIXTURES / name).config["num_hidden_layers"]
+    again = 3 * (name != "bert-mean")  # the last tail a second time, for the pooled token
     stepped = apply(graph, PerTokenLinear())
     ops = Counter(node.op for node in stepped.nodes)
-    assert len(inputs) == 4 * layers  # before q, k, v; before o; before gate and up; before down
-    assert ops["QuantizeLinear"] == 4 * layers
+    assert len(inputs) == 4 * layers + again  # before q, k, v; before o; before gate and up; before down
+    assert ops["QuantizeLinear"] == 4 * layers + again
     assert ops["MatMulIntegerToFloat"] == len(graph.linear_names())
     assert stepped.linear_names() == ()
     quantized = [node for node in stepped.nodes if node.op == "QuantizeLinear"]
     assert all(dict(node.attributes)["axis"] == 0 for node in quantized)
     assert len({node.inputs[0] for node in quantized}) == len(quantized)
+
+
+# graphs of more than one layer
+
+
+WIDTH, HEADS = 48, (-1, 3, 16)
+GAIN = np.linspace(1, 2, HEADS[-1])
+EPSILON_NORM = 1e-6
+NORM_NODE = Node(
+    "SimplifiedLayerNormalization",
+    ("b", "gain"),
+    ("c",),
+    "",
+    (("axis", -1), ("epsilon", EPSILON_NORM), ("stash_type", 1)),
+)
+
+
+def chain(nodes: tuple[Node, ...], *matrices: Float, rank: int = 2) -> Graph:
+    """x [n, K] through ``nodes``, which read w0, w1, … and end in y."""
+    weights = {f"w{at}": constant(f"w{at}", matrix, F32) for at, matrix in enumerate(matrices)}
+    weights |= {"gain": constant("gain", GAIN, F32), "heads": constant("heads", HEADS, np.int64)}
+    ports = (Port("x", F32, ("n", WIDTH)),), (Port("y", F32, ("n", "h", "m")[:rank]),)
+    return Graph("chain", 21, (), {}, *ports).replaced(list(nodes), weights)
+
+
+def linear_node(x: str, weight: str, out: str) -> Node:
+    return Node(LINEAR, (x, weight), (out,), OURS)
+
+
+# rows behind a GELU, whose range is read once
+
+
+def behind_gelu(matrix: Float) -> Graph:
+    nodes = (Node("Gelu", ("x",), ("a",)), linear_node("a", "w0", "y"))
+    return apply(chain(nodes, matrix), PerTokenLinear())
+
+
+def test_the_least_value_of_a_gelu_is_not_looked_for() -> None:
+    ops = Counter(node.op for node in behind_gelu(tame(8, WIDTH, seed=1)).nodes)
+    assert (ops["ReduceMax"], ops["ReduceMin"]) == (1, 0)
+    plain = apply(chain((linear_node("x", "w0", "y"),), tame(8, WIDTH, seed=1)), PerTokenLinear())
+    assert Counter(node.op for node in plain.nodes)["ReduceMin"] == 1
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0])
+def test_a_product_behind_a_gelu_errs_by_half_a_step_of_its_row_and_of_the_least_range(
+    tmp_path: Path, size: float, shift: float
+) -> None:
+    matrix = tame(24, WIDTH, seed=1)
+    x = (gaussian(12, WIDTH, seed=2) + np.float32(shift)) * np.float32(size)
+    x[0] = -0.7517916  # where GELU is least: every code of this row is the lowest
+    exact = np.array([[v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in row] for row in x.tolist()])
+    steps = np.maximum(exact.max(axis=1, keepdims=True), 0.17) / 127
+    scales = np.abs(matrix).max(axis=1, keepdims=True).astype(np.float64) / 127
+    limit = steps / 2 @ np.abs(matrix).sum(axis=1, keepdims=True).T
+    limit += (np.abs(exact).sum(axis=1, keepdims=True) + WIDTH * steps / 2) @ scales.T / 2
+    found = outputs_of(behind_gelu(matrix), tmp_path, x)
+    assert np.all(np.abs(found - exact @ matrix.T.astype(np.float64)) <= limit * 1.01)
+
+
+# row scales that are left out
+
+
+CHAINS = {  # every way past a row scale there is
+    "a layer": (linear_node("x", "w0", "a"), linear_node("a", "w1", "y")),
+    "three layers": (linear_node("x", "w0", "a"), linear_node("a", "w2", "b"), linear_node("b", "w1", "y")),
+    "a gate": (
+        linear_node("x", "w0", "a"),
+        linear_node("x", "w2", "b"),
+        Node("QuickGelu", ("b",), ("c",), "com.microsoft", (("alpha", 1.0),)),
+        Node("Mul", ("c", "a"), ("d",)),
+        linear_node("d", "w1", "y"),
+    ),
+}
+
+
+def scaled_in_place(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> Graph:
+    """``graph`` in 8 bits with every row scale behind its own product."""
+    with monkeypatch.context() as patch:
+        patch.setattr(per_token, "_late_scales", lambda _: set())
+        return apply(graph, PerTokenLinear())
+
+
+def outputs_of(graph: Graph, folder: Path, x: Float) -> Float:
+    write_graph(lower(graph), folder / "model.onnx", {})
+    return np.asarray(
+        ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"]).run(["y"], {"x": x})[0]
+    )
+
+
+def left_out(graph: Graph) -> set[str]:
+    """Weights whose product is not followed by its row scale."""
+    products = [node for node in graph.nodes if node.op == "MatMulIntegerToFloat"]
+    scaled = {
+        x
+        for node in graph.nodes
+        if node.op == "Mul" and node.inputs[1].endswith((".scale", ".whole"))
+        for x in node.inputs
+    }
+    return {node.inputs[1].removesuffix(".s8") for node in products if node.outputs[0] not in scaled}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_row_scale_that_float_can_move_exactly_is_left_out_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    turned = [np.eye(WIDTH, dtype=np.float32)[np.random.default_rng(at).permutation(WIDTH)] for at in range(2)]
+    graph = chain(CHAINS[name], turned[0], tame(WIDTH, WIDTH, seed=2), turned[1])
+    x = np.random.default_rng(1).integers(-126, 127, (9, WIDTH)).astype(np.float32)
+    x[:, 7] = 127
+    x *= np.exp2(np.arange(-4, 5, dtype=np.float32))[:, None]  # a scale of 2^k a row
+    late, early = apply(graph, PerTokenLinear()), scaled_in_place(graph, monkeypatch)
+    assert "w0" in left_out(late)
+    assert "w0" not in left_out(early)
+    assert np.array_equal(outputs_of(late, tmp_path, x), outputs_of(early, tmp_path, x))
+
+
+def test_two_layers_with_one_scale_left_out_are_those_of_plain_loops(tmp_path: Path) -> None:
+    graph = chain(CHAINS["a layer"], tame(WIDTH, WIDTH, seed=1), second := tame(20, WIDTH, seed=2))
+    x = gaussian(9, WIDTH, seed=3) * np.exp(gaussian(9, 1, seed=4))
+    inner = plain_linear(x, tame(WIDTH, WIDTH, seed=1)).astype(np.float32)
+    step = np.abs(inner).max(axis=1, keepdims=True) / 127
+    ties = np.abs(np.abs(inner / step) % 1 - 0.5) < 1e-4  # these may be rounded either way
+    plain = plain_linear(inner, second)
+    bound = (ties * step) @ np.abs(second).T * 1.01 + 8 * EPSILON * (np.abs(inner) + step) @ np.abs(second).T
+    assert ties.mean() < 0.01
+    assert np.all(np.abs(outputs_of(apply(graph, PerTokenLinear()), tmp_path, x) - plain) <= bound)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1, 1e3])
+def test_a_norm_behind_a_product_sees_the_row_scale_in_its_epsilon_only(tmp_path: Path, size: float) -> None:
+    nodes = (linear_node("x", "w0", "a"), Node("Reshape", ("a", "heads"), ("b",)), NORM_NODE)
+    plain = chain((*nodes, Node("Identity", ("c",), ("y",))), tame(WIDTH, WIDTH, seed=1), rank=3)
+    graph = apply(plain, PerTokenLinear())
+    assert left_out(graph) == {"w0"}
+    x = gaussian(9, WIDTH, seed=3) * np.float32(size)
+    product = plain_linear(x, tame(WIDTH, WIDTH, seed=1)).reshape(HEADS)
+    square = (product**2).mean(axis=2, keepdims=True)
+    expected = product / np.sqrt(square + EPSILON_NORM) * GAIN
+    scale = np.abs(x).max(axis=1)[:, None, None] / 127
+    bound = (8 * EPSILON + EPSILON_NORM * np.maximum(1, scale**2) / square) * np.abs(expected)
+    assert np.all(np.abs(outputs_of(graph, tmp_path, x) - expected) <= bound)
+
+
+SEEING = {  # readers of a product that see its row scale
+    "a sum": (Node("Add", ("a", "x"), ("b",)), linear_node("b", "w1", "y")),
+    "a gate's own product": (
+        Node("Sigmoid", ("a",), ("b",)),
+        Node("Mul", ("b", "x"), ("c",)),
+        linear_node("c", "w1", "y"),
+    ),
+    "a square": (Node("Mul", ("a", "a"), ("b",)), linear_node("b", "w1", "y")),
+    "the caller": (Node("Identity", ("a",), ("y",)),),
+    "a layer and a sum": (linear_node("a", "w1", "b"), Node("Add", ("a", "b"), ("y",))),
+    "a shape that a sum reads": (
+        Node("Reshape", ("a", "heads"), ("b",)),
+        Node("Add", ("b", "gain"), ("y",)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_row_scale_that_a_reader_sees_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    matrices = (tame(WIDTH, WIDTH, seed=1), tame(WIDTH, WIDTH, seed=2))
+    rank = 3 if name == "a shape that a sum reads" else 2
+    graph = chain((linear_node("x", "w0", "a"), *SEEING[name]), *matrices, rank=rank)
+    x = gaussian(9, WIDTH, seed=3) * np.float32(40)
+    late, early = apply(graph, PerTokenLinear()), scaled_in_place(graph, monkeypatch)
+    assert "w0" not in left_out(late)
+    assert np.array_equal(outputs_of(late, tmp_path, x), outputs_of(early, tmp_path, x))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("qwen3-tied", {"self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"}),
+        ("qwen3-biased", {"mlp.up_proj"}),  # a bias is added to a product as large as it is
+        ("bert-cls", set()),
+        ("bert-mean", set()),
+    ],
+)
+def test_the_scales_left_out_of_a_family_are_these(name: str, parts: set[str]) -> None:
+    graph = reference_graph(open_checkpoint(FIXTURES / name), read_spec(FIXTURES / name))
+    layers = open_checkpoint(FIXTURES / name).config["num_hidden_layers"]
+    expected = {f"layers.{layer}.{part}.weight" for layer in range(layers) for part in parts}
+    assert left_out(apply(graph, PerTokenLinear())) == expected
+
+
+@pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-biased"])
+def test_a_models_vectors_are_those_with_every_scale_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    known = upstream(name)
+    graph = reference_graph(open_checkpoint(FIXTURES / name), read_spec(FIXTURES / name))
+    vectors = []
+    for stepped in (apply(graph, PerTokenLinear()), scaled_in_place(graph, monkeypatch)):
+        write_graph(lower(stepped), tmp_path / "model.onnx", {})
+        session: Any = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+        feeds = {"input_ids": known.ids, "attention_mask": known.mask}
+        vectors.append(session.run(["sentence_embedding"], feeds)[0].astype(np.float64))
+    assert (1 - (vectors[0] * vectors[1]).sum(axis=1)).max() <= 1e-5
 
 
 # the weights

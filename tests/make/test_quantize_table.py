@@ -1,4 +1,4 @@
-"""The embedding table in 8 bits: looked up rows against plain dequantized ones, streamed or whole."""
+"""The embedding table in 8 or 4 bits: looked up rows against plain dequantized ones, streamed or whole."""
 
 from __future__ import annotations
 
@@ -53,33 +53,41 @@ def lookup(table: Float) -> Graph:
     )
 
 
-def plain_row(row: Float, block: int) -> list[float]:
-    """One row through 8 bits, one value at a time: the largest of a block lands on code 0 of zero point 128."""
+def plain_row(row: Float, bits: int, block: int) -> list[float]:
+    """One row through ``bits``, one value at a time: the largest of a block lands on code 0, zero on the middle one."""
     back: list[float] = []
+    zero = 2 ** (bits - 1)
     for start in range(0, len(row), block):
         values = row[start : start + block]
         peak = max((float(value) for value in values), key=lambda value: (abs(value), -value))
-        scale = np.float32(peak) / np.float32(-128)
+        scale = np.float32(peak) / np.float32(-zero)
         inverse = np.float32(1) / scale if scale else np.float32(0)
         for value in values:
-            shifted = np.float32(value * inverse) + np.float32(128)
-            code = min(max(int(np.floor(shifted + np.float32(0.5))), 0), 255)
-            back.append((code - 128) * float(scale))
+            shifted = np.float32(value * inverse) + np.float32(zero)
+            code = min(max(int(np.floor(shifted + np.float32(0.5))), 0), 2 * zero - 1)
+            back.append((code - zero) * float(scale))
     return back
 
 
+def unpacked(codes: npt.NDArray[Any], bits: int) -> npt.NDArray[np.int64]:
+    """bytes [V, D · bits / 8] → codes [V, D], one byte at a time, the first of a pair in the low half."""
+    pairs = ([part for byte in row for part in ((byte & 15, byte >> 4) if bits == 4 else (byte,))] for row in codes)
+    return np.array(list(pairs), np.int64)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("block", [16, 32, 128])
 @pytest.mark.parametrize("width", [16, 48, 128, 200, 72, 384])
-def test_rows_are_those_of_the_plain_dequantized_table(tmp_path: Path, width: int, block: int) -> None:
+def test_rows_are_those_of_the_plain_dequantized_table(tmp_path: Path, width: int, block: int, bits: int) -> None:
     table = gaussian(37, width)
     table[5] = 0
     table[6, : min(block, width)] = 0
     table[7] *= 1000
-    write_graph(lower(apply(lookup(table), BlockwiseTable(8, block))), tmp_path / "model.onnx", {})
+    write_graph(lower(apply(lookup(table), BlockwiseTable(bits, block))), tmp_path / "model.onnx", {})
     session: Any = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(1).permutation(np.repeat(np.arange(37), 2)).reshape(2, 37)
     found = session.run(None, {"ids": ids})[0]
-    plain = np.array([plain_row(row, block) for row in table])[ids]
+    plain = np.array([plain_row(row, bits, block) for row in table])[ids]
     assert found.shape == (2, 37, width)
     assert np.all(np.abs(found - plain) <= EPSILON * np.abs(plain))
     assert not found[ids == 5].any()
@@ -87,19 +95,20 @@ def test_rows_are_those_of_the_plain_dequantized_table(tmp_path: Path, width: in
 
 @given(
     rows=st.integers(1, 40),
-    width=st.integers(1, 70),
+    width=st.integers(1, 35).map(lambda half: 2 * half),  # a width is a multiple of 8: its heads'
     sizes=st.lists(st.integers(1, 15), max_size=6),
     seed=st.integers(0, 99),
+    bits=st.sampled_from([4, 8]),
 )
 def test_a_table_that_comes_in_blocks_of_rows_gives_what_the_whole_one_gives(
-    rows: int, width: int, sizes: list[int], seed: int
+    rows: int, width: int, sizes: list[int], seed: int, bits: int
 ) -> None:
     table = gaussian(rows, width, seed=seed)
-    codes, scales = table_weights(streamed(table, sizes), 8, 32)
-    whole_codes, whole_scales = table_weights(constant("table", table, F32), 8, 32)
+    codes, scales = table_weights(streamed(table, sizes), bits, 32)
+    whole_codes, whole_scales = table_weights(constant("table", table, F32), bits, 32)
     assert np.array_equal(codes.array(), whole_codes.array())
     assert np.array_equal(scales.array(), whole_scales.array())
-    assert codes.array().shape == codes.shape == (rows, width)
+    assert codes.array().shape == codes.shape == (rows, width * bits // 8)
     assert scales.array().shape == scales.shape == (rows, -(-width // 32))
 
 
@@ -138,22 +147,28 @@ def test_codes_come_block_by_block_as_the_table_does() -> None:
     assert alive == 8
 
 
-def test_a_row_of_gaussian_weights_keeps_its_direction() -> None:
+@pytest.mark.parametrize(("bits", "block", "cosine"), [(8, 128, 0.9999), (4, 32, 0.99)])
+def test_a_row_of_gaussian_weights_keeps_its_direction(bits: int, block: int, cosine: float) -> None:
     table = gaussian(500, 384)
-    back = np.array([plain_row(row, 128) for row in table])
+    back = np.array([plain_row(row, bits, block) for row in table])
     cosines = (back * table).sum(axis=1) / np.linalg.norm(back, axis=1) / np.linalg.norm(table, axis=1)
-    codes, scales = table_weights(constant("table", table, F32), 8, 128)
-    ours = (codes.array().astype(np.float64) - 128) * np.repeat(scales.array(), 128, axis=1)
+    codes, scales = table_weights(constant("table", table, F32), bits, block)
+    ours = (unpacked(codes.array(), bits) - 2.0 ** (bits - 1)) * np.repeat(scales.array(), block, axis=1)
     assert np.array_equal(ours, back)
-    assert cosines.min() > 0.9999
+    assert cosines.min() > cosine
 
 
-def test_rounding_moves_a_value_by_half_a_step_at_most_and_the_far_end_by_one() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_moves_a_value_by_half_a_step_at_most_and_the_far_end_by_one(bits: int) -> None:
     table = gaussian(60, 200)
     table[:, 17] = -table[:, 16]
-    codes, scales = table_weights(constant("table", table, F32), 8, 32)
-    step = np.repeat(np.abs(scales.array().astype(np.float64)), 32, axis=1)[:, :200]
-    error = np.abs((codes.array().astype(np.float64) - 128) * np.repeat(scales.array(), 32, axis=1)[:, :200] - table)
-    far = codes.array() == 255
+    parts = table_weights(constant("table", table, F32), bits, 32)
+    codes, scales = (
+        unpacked(parts[0].array(), bits),
+        np.repeat(parts[1].array().astype(np.float64), 32, axis=1)[:, :200],
+    )
+    step = np.abs(scales)
+    error = np.abs((codes - 2.0 ** (bits - 1)) * scales - table)
+    far = codes == 2**bits - 1
     assert np.all(error[~far] <= step[~far] * (0.5 + 256 * EPSILON))
     assert np.all(error[far] <= step[far] * (1 + 256 * EPSILON))

@@ -5,13 +5,14 @@ Function: transformers' Qwen3Model on the same ids and mask.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from featherbed.errors import UnknownArchitectureError
 from featherbed.make.checkpoint import Checkpoint
-from featherbed.make.graph.blocks import FLOAT, Aligned, Blocks, attention, check_head_size, pool, ports
+from featherbed.make.graph.blocks import FLOAT, Aligned, Blocks, attention, check_head_size, finish, ports
 from featherbed.make.ir import MICROSOFT, Graph, Weight, constant
 from featherbed.spec import Spec, integer, number
 
@@ -47,6 +48,7 @@ def _rotary_tables(b: Blocks, aligned: Aligned, size: int, theta: float) -> tupl
     In the graph rather than stored: 17 MB less at 32 k positions, and one small product a run.
     """
     frequencies = 1.0 / theta ** (np.arange(0, size, 2, dtype=np.float32) / size)
+    # by this name run/derive.py knows a decoder, and turns tokens behind a cached prompt on
     row = b.weight(constant("rotary.frequencies", frequencies[None, :], np.float32))
     positions = b.node("Unsqueeze", b.cast(aligned.positions, FLOAT), b.const([1]))
     angles = b.node("Mul", positions, row)
@@ -85,6 +87,20 @@ def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
         normed = b.rms_norm(split, weight(name, size), epsilon)
         return aligned.wide(normed, count * size)
 
+    def tail(seen: str, stream: str, layer: int) -> tuple[str, str]:
+        """What follows attention: rows in, (normed rows, residual stream) out."""
+        at = f"layers.{layer}"
+        x = project(seen, f"{at}.self_attn.o_proj", width, heads * size)
+        stream = b.node("Add", x, stream)
+        x = b.rms_norm(stream, weight(f"{at}.post_attention_layernorm.weight", width), epsilon)
+        gate = project(x, f"{at}.mlp.gate_proj", middle, width)
+        gate = b.node("QuickGelu", gate, domain=MICROSOFT, attributes={"alpha": 1.0})  # x · sigmoid(x): SiLU
+        up = project(x, f"{at}.mlp.up_proj", middle, width)
+        x = project(b.node("Mul", gate, up), f"{at}.mlp.down_proj", width, middle)
+        following = f"layers.{layer + 1}.input_layernorm.weight" if layer + 1 < layers else "norm.weight"
+        stream = b.node("Add", x, stream)
+        return b.rms_norm(stream, weight(following, width), epsilon), stream
+
     aligned = Aligned(b, "attention_mask")
     seqlens = aligned.seqlens()
     cos, sin = _rotary_tables(b, aligned, size, _rope_theta(config))
@@ -101,14 +117,8 @@ def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
         v = aligned.wide(project(x, f"{at}.self_attn.v_proj", kv_heads * size, width), kv_heads * size)
         seen = attention(b, (q, k, v), seqlens, (cos, sin), {"num_heads": heads, "kv_num_heads": kv_heads})
         seen = b.node("Reshape", seen, b.const([-1, heads * size]))
-        x = project(seen, f"{at}.self_attn.o_proj", width, heads * size)
-        x, stream = b.skip_rms_norm(x, stream, weight(f"{at}.post_attention_layernorm.weight", width), epsilon)
-        gate = project(x, f"{at}.mlp.gate_proj", middle, width)
-        gate = b.node("QuickGelu", gate, domain=MICROSOFT, attributes={"alpha": 1.0})  # x · sigmoid(x): SiLU
-        up = project(x, f"{at}.mlp.up_proj", middle, width)
-        x = project(b.node("Mul", gate, up), f"{at}.mlp.down_proj", width, middle)
-        following = f"layers.{layer + 1}.input_layernorm.weight" if layer + 1 < layers else "norm.weight"
-        x, stream = b.skip_rms_norm(x, stream, weight(following, width), epsilon)
-    aligned.restore(x, "last_hidden_state")
-    pool(b, x, aligned, spec.pooling, width)
+        if layer + 1 < layers:
+            x, stream = tail(seen, stream, layer)
+    last = partial(tail, layer=layers - 1)
+    finish(b, lambda *rows: last(*rows)[0], (seen, stream), aligned, spec.pooling, width)
     return b.graph(*ports(width, token_types=False))

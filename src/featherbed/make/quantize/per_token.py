@@ -6,7 +6,8 @@
 
 Nothing of a row depends on another row, so a text's vector does not depend on its batch. The row axis of
 QuantizeLinear takes the scales as they are: two reads of x for the range, one pass to round.
-Layers that read the same input (q, k, v; gate, up) share its codes.
+Layers that read the same input (q, k, v; gate, up) share its codes. A row scale is left out where its readers
+do not see it, and multiplied in behind the next product (``_late_scales``).
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ from featherbed.make.ir import LINEAR, MICROSOFT, OURS, Graph, Node, constant
 from featherbed.make.quantize.columns import column_weights
 from featherbed.recipe import PerTokenLinear
 
+NORM = "SimplifiedLayerNormalization"
 LIMIT = 127.0
+GELU_LOW = 0.17  # GELU's least value is −0.16997: one read of its rows is spared
 TINY = 1e-30  # keeps a row of zeros from dividing by zero; its codes are all zero
 
 
-def _row_codes(x: str) -> list[Node]:
-    """x [N, K] → ``x.u8`` [N, K] and ``x.scale`` [N, 1]."""
+def _row_codes(x: str, bounded: bool) -> list[Node]:
+    """x [N, K] → ``x.u8`` [N, K] and ``x.scale`` [N, 1]. ``bounded``: no value is below −GELU_LOW."""
+    keep = (("keepdims", 1),)
+    nodes = [Node("ReduceMax", (x, "row.axis"), (f"{x}.max",), "", keep)]
+    if bounded:
+        nodes += [Node("Max", (f"{x}.max", "row.gelu_low"), (f"{x}.peak",))]
+    else:
+        nodes += [
+            Node("ReduceMin", (x, "row.axis"), (f"{x}.min",), "", keep),
+            Node("Neg", (f"{x}.min",), (f"{x}.low",)),
+            Node("Max", (f"{x}.max", f"{x}.low", "row.tiny"), (f"{x}.peak",)),
+        ]
     return [
-        Node("ReduceMax", (x, "row.axis"), (f"{x}.max",), "", (("keepdims", 1),)),
-        Node("ReduceMin", (x, "row.axis"), (f"{x}.min",), "", (("keepdims", 1),)),
-        Node("Neg", (f"{x}.min",), (f"{x}.low",)),
-        Node("Max", (f"{x}.max", f"{x}.low", "row.tiny"), (f"{x}.peak",)),
+        *nodes,
         Node("Mul", (f"{x}.peak", "row.step"), (f"{x}.scale",)),
         Node("Squeeze", (f"{x}.scale", "row.axis"), (f"{x}.scales",)),
         Node("Shape", (f"{x}.scales",), (f"{x}.rows",)),
@@ -43,24 +53,68 @@ def apply(graph: Graph, step: PerTokenLinear) -> Graph:
     for weight in (
         constant("row.axis", [-1], np.int64),
         constant("row.tiny", TINY, np.float32),
+        constant("row.gelu_low", GELU_LOW, np.float32),
         constant("row.step", 1 / LIMIT, np.float32),
         constant("row.zero", 128, np.uint8),
         constant("row.one", 1, np.float32),
     ):
         weights[weight.name] = weight
     coded: set[str] = set()
+    gelus = {node.outputs[0] for node in graph.nodes if node.op == "Gelu"}
+    late = _late_scales(graph)
+    unscaled: dict[str, str] = {}  # values that still lack a row scale, and that scale's name
     for node in graph.nodes:
         if (node.domain, node.op) != (OURS, LINEAR):
             nodes.append(node)
+            carried = [unscaled[x] for x in node.inputs if x in unscaled]
+            if carried and node.outputs[0] in late and node.op != NORM:  # a norm forgets the scale
+                unscaled[node.outputs[0]] = carried[0]
             continue
         x, name = node.inputs
         y = node.outputs[0]
         if x not in coded:
             coded.add(x)
-            nodes += _row_codes(x)
+            nodes += _row_codes(x, bounded=x in gelus)
+            if x in unscaled:
+                nodes.append(Node("Mul", (f"{x}.scale", unscaled[x]), (f"{x}.whole",)))
+        scale = f"{x}.whole" if x in unscaled else f"{x}.scale"
         codes, scales = column_weights(weights[name], step.weight_bits)
         weights |= {codes.name: codes, scales.name: scales}
         product = (f"{x}.u8", codes.name, "row.one", scales.name, "row.zero")
-        nodes.append(Node("MatMulIntegerToFloat", product, (f"{y}.product",), MICROSOFT))
-        nodes.append(Node("Mul", (f"{y}.product", f"{x}.scale"), (y,)))
+        raw = y if y in late else f"{y}.product"
+        nodes.append(Node("MatMulIntegerToFloat", product, (raw,), MICROSOFT))
+        if y in late:
+            unscaled[y] = scale
+        else:
+            nodes.append(Node("Mul", (raw, scale), (y,)))
     return graph.replaced(nodes, weights)
+
+
+def _late_scales(graph: Graph) -> set[str]:
+    """Values whose row scale nobody needs yet: every reader rounds rows by their own largest value, or divides
+    by their root mean square, or is a product or a new shape read in the same way.
+
+    Rounding does not see a scale at all. An RMS norm sees it in its ε only: next to rows 1/scale times larger,
+    ε shrinks by scale², and it is there for rows of zeros.
+    """
+    readers: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for x in node.inputs:
+            readers.setdefault(x, []).append(node)
+    kept = {port.name for port in graph.outputs}
+    late: set[str] = set()
+    for node in reversed(graph.nodes):  # readers stand behind what they read
+        y = node.outputs[0]
+        if y not in kept and readers.get(y) and all(_indifferent(reader, y, late) for reader in readers[y]):
+            late.add(y)
+    return late
+
+
+def _indifferent(reader: Node, y: str, late: set[str]) -> bool:
+    if (reader.domain, reader.op) == (OURS, LINEAR):
+        return reader.inputs[0] == y
+    if reader.op == NORM:
+        return reader.inputs[0] == y
+    if reader.op == "Mul":  # by something that is not itself without its scale: one scale is carried, not two
+        return reader.outputs[0] in late and reader.inputs[1] == y
+    return reader.op == "Reshape" and reader.inputs[0] == y and reader.outputs[0] in late

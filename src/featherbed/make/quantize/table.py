@@ -1,4 +1,4 @@
-"""The embedding table in 8 bits: GatherBlockQuantized, a scale a block of a row.
+"""The embedding table in 8 or 4 bits: GatherBlockQuantized, a scale a block of a row.
 
 Only the rows that are read are ever touched, so the table costs the disk, not the memory.
 """
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from featherbed.make.ir import LOOKUP, MICROSOFT, OURS, Array, Graph, Node, Weight
-from featherbed.make.quantize.blockwise import round_blocks
+from featherbed.make.quantize.blockwise import pack, round_blocks
 from featherbed.recipe import BlockwiseTable
 
 
 def table_weights(table: Weight, bits: int, block: int) -> tuple[Weight, Weight]:
-    """(codes [V, D] u8 with zero point 128, scales [V, blocks]) of a float table [V, D].
+    """(codes [V, D · bits / 8] u8 with zero point 2^(bits−1), scales [V, blocks]) of a float table [V, D].
 
     Rounded block of rows by block of rows: a 600 MB table is never in memory whole. The scales, which are
     small, are kept from the pass over the codes that is written before them.
@@ -31,7 +31,7 @@ def table_weights(table: Weight, bits: int, block: int) -> tuple[Weight, Weight]
         for part in table.read():
             codes, scales = round_blocks(np.asarray(part, np.float32), bits, block)
             passed.append(scales)
-            yield np.ascontiguousarray(codes.reshape(len(part), -1)[:, :width])
+            yield np.ascontiguousarray(pack(codes, bits).reshape(len(part), -1)[:, : width * bits // 8])
         kept.extend(passed)  # only when whole: a pass may be left halfway
 
     def read_scales() -> Iterator[Array]:
@@ -42,7 +42,7 @@ def table_weights(table: Weight, bits: int, block: int) -> tuple[Weight, Weight]
         kept.clear()
 
     return (
-        Weight(f"{table.name}.q{bits}", np.dtype(np.uint8), (rows, width), read_codes),
+        Weight(f"{table.name}.q{bits}", np.dtype(np.uint8), (rows, width * bits // 8), read_codes),
         Weight(f"{table.name}.scales", np.dtype("<f4"), (rows, blocks), read_scales),
     )
 
