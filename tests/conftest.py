@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,16 @@ def upstream(name: str) -> Upstream:
     with safe_open(FIXTURES / name / "reference.safetensors", "np") as file:
         texts = json.loads(file.metadata()["texts"])
         return Upstream(texts, *(file.get_tensor(k) for k in ("input_ids", "attention_mask", "embeddings")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def users_caches_are_left_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches are elsewhere for as long as tests run, in processes they start as well."""
+    root = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATHERBED_CACHE", str(root / "featherbed"))
+        patch.setenv("XDG_CACHE_HOME", str(root))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ GUIDE = ROOT / "docs" / "guide"
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]  # a Group, by its type unknown
 VERBS = sorted(COMMANDS)
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-RESULTS = json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text("utf-8"))
+BUILD = json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text("utf-8"))["build"]
+ENGINE = json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -61,6 +62,12 @@ def test_every_metric_and_every_default_gate_is_on_the_page_of_verify() -> None:
         assert bounds["invariance_max"] == bounds["unit_norm_max_error"] == 1e-4
 
 
+def test_every_room_where_texts_become_vectors_is_in_the_house() -> None:
+    page = (ROOT / "docs" / "house.md").read_text("utf-8")
+    drawn = set(re.findall(r"^│   [├└]── (\w+\.py)", page.split("├── run/")[1].split("├── make/")[0], re.M))
+    assert drawn == {path.name for path in (ROOT / "src" / "featherbed" / "run").glob("*.py")} - {"__init__.py"}
+
+
 def test_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = re.findall(r"make (\w+)", (ROOT / "README.md").read_text("utf-8"))
@@ -69,16 +76,27 @@ def test_commands_of_the_readme_are_targets_of_the_makefile() -> None:
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
+def quoted(page: str, marker: str) -> str:
+    """What stands between a page's markers."""
+    return (ROOT / page).read_text("utf-8").split(f"<!-- {marker} -->")[1].split("<!-- end -->")[0]
+
+
 def test_the_readme_quotes_the_committed_results() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    table = readme.split("<!-- main_job -->")[1].split("<!-- end -->")[0]
-    speed, build = RESULTS["speed"]["8x128"], RESULTS["build"]
-    for name in ("stock fp32", "stock int8", "fp32", "int8", "q4"):
-        assert f"{speed[name]['tokens_per_s']:.0f}" in table, name
-    stock = sum(v["seconds"] for k, v in build.items() if k != "featherbed")
-    assert f"{stock:.0f} s" in table
-    assert f"{build['featherbed']['seconds']:.0f} s" in table
-    assert f"{build['featherbed']['private_peak_mib'] / 1024:.2f} GiB" in table
+    speed, cost = quoted("README.md", "engine"), quoted("README.md", "main_job")
+    for name in ("int8", "fp32", "stock int8", "stock fp32"):
+        assert f"{ENGINE['qwen3-0.6b']['results'][name]['workloads']['8x128']['tokens_per_s']:.0f}" in speed, name
+    stock = sum(v["seconds"] for k, v in BUILD.items() if k != "featherbed")
+    assert f"{stock:.0f} s" in cost
+    assert f"{BUILD['featherbed']['seconds']:.0f} s" in cost
+    assert f"{BUILD['featherbed']['private_peak_mib'] / 1024:.2f} GiB" in cost
+
+
+@pytest.mark.parametrize("model", ["qwen3-0.6b", "all-MiniLM-L6-v2"])
+def test_the_page_of_speed_quotes_everyone_who_ran(model: str) -> None:
+    page = quoted("docs/speed.md", "engine")
+    for name, result in ENGINE[model]["results"].items():
+        if name != "wall" and result.get("workloads"):
+            assert f"| {result['workloads']['8x128']['tokens_per_s']:.0f} |" in page, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -17,17 +17,19 @@ GROUND = 1
 GUESTS = {  # a heavy package, and the only rooms it may enter
     "torch": {"make/export.py", "check/reference.py"},
     "transformers": {"check/reference.py"},
-    "onnxruntime": {"run/session.py"},
+    "onnxruntime": {"run/session.py", "run/prepack.py"},  # prepack.py has it lay weights out, in a process of its own
     "huggingface_hub": {"hub.py"},
     **{network: {"hub.py"} for network in ("httpx", "requests", "urllib", "socket", "http", "aiohttp")},
     "fastapi": {"serve/"},
     "tokenizers": {"run/tokens.py"},
-    "onnx": {"make/write.py", "check/inspect.py"},
+    "onnx": {"make/write.py", "check/inspect.py", "run/derive.py", "run/prepack.py"},  # the engine's own graph
     "rich": {"progress.py", "cli/"},
     "typer": {"cli/"},
     "psutil": {"check/memory.py"},
     "pyarrow": {"run/files.py"},
 }
+LATE = {"run/prepack.py": {"onnx", "featherbed.run.derive"}}  # loaded where a graph is taken apart, by no other session
+ENVIRONMENT = {"run/prepack.py": "default_cache"}  # the one function of a room that may read it, and only when called
 LIMIT_LINES = 400
 
 
@@ -147,14 +149,48 @@ def test_no_option_dicts_and_no_mutable_defaults(path: Path) -> None:
                 assert not isinstance(default, (ast.List, ast.Dict, ast.Set)), f"{node.name} has a mutable default"
 
 
+@pytest.mark.parametrize("room", LATE)
+def test_what_only_a_first_run_needs_is_not_loaded_by_the_others(room: str) -> None:
+    tree = parsed(SOURCE / room)
+    first = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+    assert {module for module, _ in imports(tree)} >= LATE[room]
+    assert not {module for module, _ in imports(first)} & LATE[room]
+
+
+def environment_readers(tree: ast.AST) -> set[str]:
+    """Names of the functions that read the environment; "" for what is read at import."""
+    reads = {
+        id(node): ""
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"})
+        or (isinstance(node, ast.ImportFrom) and {a.name for a in node.names} & {"environ", "getenv"})
+    }
+    for function in ast.walk(tree):  # outer ones first: the innermost has the last word
+        if isinstance(function, ast.FunctionDef):
+            reads |= {id(node): function.name for node in ast.walk(function) if id(node) in reads}
+    return set(reads.values())
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_cli_prints_and_nobody_reads_the_environment(path: Path) -> None:
+def test_only_cli_prints_and_one_function_reads_the_environment(path: Path) -> None:
     room = name_of(path)
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print" or room.startswith("cli/"), room
-        if isinstance(node, ast.Attribute):
-            assert node.attr not in {"environ", "getenv"}, room
+    assert environment_readers(parsed(path)) == ({ENVIRONMENT[room]} if room in ENVIRONMENT else set()), room
+
+
+@pytest.mark.parametrize(
+    ("source", "readers"),
+    [
+        ("import os\nx = os.environ['A']", {""}),
+        ("from os import getenv", {""}),
+        ("def f():\n    def g():\n        return os.getenv('A')\n    return g", {"g"}),
+        ("def f():\n    return 1", set()),
+    ],
+)
+def test_the_measure_of_reads_of_the_environment_sees_them(source: str, readers: set[str]) -> None:
+    assert environment_readers(ast.parse(source)) == readers
 
 
 def test_the_porch_has_at_most_ten_names() -> None:

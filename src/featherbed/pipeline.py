@@ -77,6 +77,7 @@ def build(
     checkpoint = open_checkpoint(checkpoint_folder)
     graph = reference_graph(checkpoint, spec)
     tokenizer = Tokenizer(checkpoint_folder, spec)
+    tokenizer.check_table()
     spec = replace(spec, eos_id=tokenizer.eos_id)
     target = Path(out) if out is not None else Path(f"{name}-onnx")
     report = None

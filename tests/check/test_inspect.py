@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 import featherbed
 from featherbed.check.inspect import inspect_file
 from featherbed.errors import ModelFolderError
+from featherbed.recipe import RECIPES, BlockwiseLinear, BlockwiseTable
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,19 @@ def test_each_recipe_is_recognised_from_the_graph_alone(folders: dict[str, Path]
     assert found.kv_inputs == 0
 
 
+@pytest.mark.parametrize("recipe", ["int4", "int4-small", "q4", "int8-block"])
+def test_blocks_and_zero_points_are_said_as_the_recipe_has_them(folders: dict[str, Path], recipe: str) -> None:
+    found = inspect_file(folders["qwen3-tied"] / "onnx" / f"model{RECIPES[recipe].suffix}.onnx").quantization
+    expected = set()
+    for step in RECIPES[recipe].steps:
+        if isinstance(step, BlockwiseLinear):
+            ending = ", zero points" if step.searched else ""
+            expected.add(f"MatMulNBits {step.bits} bits, block {step.block}, level {step.accuracy_level or 0}{ending}")
+        elif isinstance(step, BlockwiseTable):
+            expected.add(f"table in {step.bits} bits, block {step.block}")
+    assert set(found) == expected
+
+
 def test_bytes_by_group_add_up_to_the_weights(folders: dict[str, Path]) -> None:
     path = folders["bert-mean"] / "onnx" / "model.onnx"
     tensors = onnx.load(str(path)).graph.initializer
@@ -40,7 +54,7 @@ def test_a_folder_shows_its_spec_and_every_variant(folders: dict[str, Path]) -> 
     document = featherbed.inspect(folders["qwen3-biased"])
     assert document["spec"]["pooling"] == "lasttoken"
     assert document["spec"]["prompts"]["query"] == "find: "
-    assert {f["variant"] for f in document["files"]} == {"fp32", "int8", "int8-block", "int8-dynamic", "q4"}
+    assert [f["variant"] for f in document["files"]] == list(RECIPES)
 
 
 def test_encoders_need_a_newer_onnxruntime_than_decoders(folders: dict[str, Path]) -> None:

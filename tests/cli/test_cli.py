@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,17 @@ import pytest
 
 import featherbed
 from featherbed.cli import main
+from featherbed.run import embedder as embedder_room
+from featherbed.run import files
 from tests.conftest import FIXTURES, upstream
 
 OPTIONS = {
     "build": "-o --out --variants --gate --pooling --verify --no-verify --json",
     "verify": "--variants --gate --probe --reference --save --no-save --json",
     "inspect": "--json",
-    "bench": "--variants --tokens --batch --rounds --threads --save --no-save --json",
+    "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",
     "card": "--json",
-    "embed": "-o --out --variant --query --field --dim --json",
+    "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
 }
 METRICS = (
     "n cos_mean cos_min invariance_max triplets_correct triplets_total triplet_margin_mean anisotropy "
@@ -33,7 +37,7 @@ METRICS = (
 )
 SPEEDS = "tokens_per_s texts_per_s latency_p50_ms latency_p95_ms load_s rss_mib rss_private_mib rss_peak_mib size_bytes"
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "tokenizers", "huggingface_hub", "safetensors")
-BAR = re.compile(r" \d+% +\d+/\d+ +\d+:\d\d:\d\d$")
+BAR = re.compile(r" (\d+% +\d+/\d+|\d+) +\d+:\d\d:\d\d$")  # of a known number, or of nobody knows how many
 PROBE = [
     {"anchor": "rain", "positive": "Rain fell all night.", "negative": "a fox"},
     {"text": "The quick brown fox jumps over the lazy dog."},
@@ -141,7 +145,9 @@ def test_the_whole_river_runs_and_each_last_line_is_one_document(tmp_path: Path,
     benched = spawn("bench", folder, "--variants", "int8", *QUICK, "--save", "--json")
     assert (benched.code, benched.complaints) == (0, [])
     assert list(benched.document) == ["machine", "load", "variants"]
-    assert benched.document["load"] == {"tokens": 16, "batch": 2, "rounds": 1, "threads": 0}
+    assert benched.document["load"] == {
+        "tokens": 16, "batch": 2, "rounds": 1, "threads": 0, "pool_size": 0, "provider": "cpu",
+    }  # fmt: skip
     assert list(benched.document["variants"]) == ["int8"]
     row = benched.document["variants"]["int8"]
     assert list(row) == SPEEDS.split()
@@ -159,7 +165,9 @@ def test_the_whole_river_runs_and_each_last_line_is_one_document(tmp_path: Path,
     assert (embedded.code, embedded.complaints) == (0, [])
     document = embedded.document
     assert document.pop("seconds") >= 0
-    assert document == {"out": str(tmp_path / "v.npy"), "variant": "int8", "texts": 6, "dimensions": 48}
+    assert document == {
+        "out": str(tmp_path / "v.npy"), "variant": "int8", "provider": "cpu", "texts": 6, "dimensions": 48,
+    }  # fmt: skip
     expected = featherbed.Embedder(folder, "int8").encode(["rain", "a fox", "", "ein Bett", "snow", "hail"])
     assert np.abs(np.load(tmp_path / "v.npy") - expected).max() <= 1e-6
 
@@ -169,9 +177,9 @@ def test_without_json_the_same_verbs_talk_to_people(run: Run, copied: Copy, prob
     expected = {
         ("verify", folder, "--probe", probe, "--variants", "fp32,q4"): ["fp32", "q4", "few.jsonl", "passed"],
         ("inspect", folder): ["cls pooling", "prompt query: 'find: '", "model_int8.onnx", "input_ids int64"],
-        ("bench", folder, "--variants", "q4", *QUICK): ["2 × 16 tokens", "q4"],
+        ("bench", folder, "--variants", "q4", *QUICK): ["2 × 16 tokens", "provider cpu", "q4"],
         ("card", folder): [f"wrote {folder / 'README.md'}"],
-        ("embed", folder, texts, "-o", out): ["4 texts, 48 dimensions, variant int8", str(out)],
+        ("embed", folder, texts, "-o", out): ["4 texts, 48 dimensions, variant int8 on cpu", str(out)],
         ("build", FIXTURES / "bert-cls", "-o", folder, "--no-verify"): [f"built {folder}"],
     }
     for words, parts in expected.items():
@@ -281,6 +289,123 @@ def test_embed_of_no_texts_writes_no_vectors(run: Run, folders: dict[str, Path],
     assert np.load(out).shape == (0, 48)
 
 
+@pytest.fixture
+def windows_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder_room, "WINDOW_TEXTS", 4)
+
+
+def numbered(path: Path, count: int) -> list[str]:
+    """A file of so many texts; the texts."""
+    lines = [f"rain number {n}" for n in range(count)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), "utf-8")
+    return lines
+
+
+@pytest.mark.usefixtures("windows_of_four")
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
+def test_embed_holds_two_windows_of_texts_however_many_there_are(
+    run: Run, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    lines = numbered(tmp_path / "a.jsonl", 50)
+    read_texts, write = files.read_texts, files.VectorFile.write
+    read, held = 0, list[int]()
+
+    def reading(path: str, field: str) -> Iterator[str]:
+        nonlocal read
+        for text in read_texts(path, field):
+            read += 1
+            yield text
+
+    def writing(self: files.VectorFile, texts: Sequence[str], vectors: Any) -> None:
+        held.append(read - self.rows)
+        assert list(texts) == lines[self.rows : self.rows + len(vectors)]
+        write(self, texts, vectors)
+
+    monkeypatch.setattr(files, "read_texts", reading)
+    monkeypatch.setattr(files.VectorFile, "write", writing)
+    out = tmp_path / f"v{suffix}"
+    outcome = run("embed", folders["bert-mean"], tmp_path / "a.jsonl", "-o", out, "--variant", "fp32", "--json")
+    assert (outcome.code, outcome.complaints, outcome.document["texts"]) == (0, [], 50)
+    assert len(held) == 13
+    assert max(held) <= 2 * 4
+    if suffix == ".npy":
+        expected = featherbed.Embedder(folders["bert-mean"], "fp32").encode(lines)
+        assert np.abs(np.load(out) - expected).max() <= 1e-6
+
+
+@pytest.mark.usefixtures("windows_of_four")
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
+def test_a_bad_line_far_behind_the_first_vectors_leaves_what_was_there(
+    run: Run, folders: dict[str, Path], tmp_path: Path, suffix: str
+) -> None:
+    numbered(tmp_path / "a.jsonl", 30)
+    with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"body": "rain"}\n')
+    out = tmp_path / f"v{suffix}"
+    out.write_bytes(b"old")
+    outcome = run("embed", folders["bert-mean"], tmp_path / "a.jsonl", "-o", out)
+    assert (outcome.code, outcome.out, len(outcome.complaints)) == (2, "", 1)
+    assert "line 31 of" in outcome.complaints[0]
+    assert {p.name: p.read_bytes()[:3] for p in tmp_path.iterdir()} == {"a.jsonl": b'{"t', out.name: b"old"}
+
+
+@pytest.mark.usefixtures("windows_of_four")
+def test_an_interrupt_between_two_windows_leaves_nothing_half_written(
+    run: Run, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered(tmp_path / "a.jsonl", 30)
+    write = files.VectorFile.write
+
+    def interrupted(self: files.VectorFile, texts: Sequence[str], vectors: Any) -> None:
+        write(self, texts, vectors)
+        if self.rows > 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.VectorFile, "write", interrupted)
+    outcome = run("embed", folders["bert-mean"], tmp_path / "a.jsonl", "-o", tmp_path / "v.npy")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_an_interrupt_while_standard_input_is_silent_ends_the_run_and_leaves_nothing(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "featherbed.cli", "embed", str(folders["bert-mean"]), "-", "-o", "v.npy"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            while not list(tmp_path.iterdir()):  # until the output is begun
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_and_runs_change_no_vector(run: Run, folders: dict[str, Path], tmp_path: Path) -> None:
+    numbered(tmp_path / "a.jsonl", 20)
+    words = ("embed", folders["qwen3-tied"], tmp_path / "a.jsonl", "--variant", "fp32", "-o")
+    run(*words, tmp_path / "all.npy")
+    for options in (("--threads", 1), ("--threads", 2, "--pool-size", 2), ("--provider", "cpu", "--pool-size", 3)):
+        assert run(*words, tmp_path / "v.npy", *options, "--json").document["provider"] == "cpu"
+        assert np.abs(np.load(tmp_path / "v.npy") - np.load(tmp_path / "all.npy")).max() <= 1e-6
+
+
+@pytest.mark.parametrize("verb", ["embed {texts} -o v.npy", "bench --tokens 16"])
+def test_a_provider_that_is_not_installed_is_exit_code_3_and_says_how_to_get_it(
+    run: Run, folders: dict[str, Path], texts: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.chdir(texts.parent)
+    name, *words = verb.format(texts=texts).split()
+    outcome = run(name, folders["bert-mean"], *words, "--provider", "openvino")
+    assert (outcome.code, outcome.out, len(outcome.complaints)) == (3, "", 1)
+    assert "pip install onnxruntime-openvino" in outcome.complaints[0]
+    assert [p.name for p in texts.parent.iterdir()] == ["texts.txt"]
+
+
 FAULTS = {
     "no model folder": ("verify {tmp}/absent", "expected a model folder with featherbed.json"),
     "no model folder to inspect": ("inspect {tmp}", "no featherbed.json"),
@@ -302,6 +427,12 @@ FAULTS = {
     "a probe that is none": ("verify {folder} --probe {texts}", "line 1 of"),
     "texts that are too long to bench": ("bench {folder} --tokens 65", "--tokens: expected at most 64"),
     "no rounds": ("bench {folder} --rounds 0", "rounds of at least 1"),
+    "no provider of that name to bench": ("bench {folder} --tokens 16 --provider gpu", "did you mean cuda?"),
+    "no threads to bench": ("bench {folder} --threads -1", "threads and pool size of at least 0"),
+    "no provider of that name": ("embed {folder} {texts} -o {tmp}/v.npy --provider gpu", "did you mean cuda?"),
+    "less than no threads": ("embed {folder} {texts} -o {tmp}/v.npy --threads -1", "threads: expected at least 1"),
+    "less than no runs": ("embed {folder} {texts} -o {tmp}/v.npy --pool-size -1", "pool_size: expected at least 1"),
+    "standard input twice": ("embed {folder} - - -o {tmp}/v.npy", "expected standard input once"),
     "no input": ("embed {folder} {tmp}/absent.txt -o {tmp}/v.npy", "absent.txt: expected a readable file"),
     "an unknown input": ("embed {folder} {tmp}/a.pdf -o {tmp}/v.npy", "expected a file ending in .txt"),
     "an unknown output": ("embed {folder} {texts} -o {tmp}/v.csv", "expected a file ending in .npy"),

@@ -22,7 +22,7 @@ from featherbed.spec import Pooling
 
 WEIGHTS = Path(__file__).parent.parent.parent / ".cache" / "all-MiniLM-L6-v2"
 REFERENCE = Path(__file__).parent / "reference.safetensors"
-VARIANTS = ("fp32", "int8", "int8-block", "int8-dynamic", "q4")
+VARIANTS = ("fp32", "int8", "int8-block", "int4", "int4-small", "int8-dynamic", "q4")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def test_ids_are_upstream_s_ids_and_vectors_its_vectors(built: Outcome) -> None:
     assert embedder.ids(texts) == rows
     assert np.abs(embedder.embed(collate(rows, 0)) - unit).max() <= 2e-5
     assert np.abs(embedder.encode(texts) - unit).max() <= 2e-5
+    assert np.abs(np.concatenate(list(embedder.stream(texts))) - unit).max() <= 2e-5
 
 
 def test_eight_bits_keep_the_embedding(built: Outcome) -> None:
@@ -52,7 +53,16 @@ def test_eight_bits_keep_the_embedding(built: Outcome) -> None:
     assert report.metrics["int8-block"].cos_min >= 0.993
 
 
-@pytest.mark.parametrize("variant", ["fp32", "int8", "int8-block", "q4"])
+def test_searched_zero_points_keep_more_in_4_bits_than_symmetric_rounding(built: Outcome) -> None:
+    report = built.report
+    assert report is not None
+    assert report.metrics["int4"].cos_mean > report.metrics["q4"].cos_mean
+    assert report.metrics["int4"].cos_mean >= 0.965
+    sizes = [report.metrics[name].size_bytes for name in ("int4-small", "int4", "int8", "fp32")]
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8", "int8-block", "int4", "int4-small", "q4"])
 def test_a_text_has_one_vector_whatever_its_company(built: Outcome, variant: str) -> None:
     assert built.report is not None
     assert built.report.metrics[variant].invariance_max <= 1e-5
@@ -79,7 +89,8 @@ def test_spec_is_read_from_the_files_and_fixed_padding_is_gone(built: Outcome) -
 def test_the_graph_is_fused_as_designed(built: Outcome) -> None:
     census = inspect_file(built.folder / "onnx" / "model_int8.onnx").operators
     assert census["com.microsoft.GroupQueryAttention"] == 6
-    assert census["com.microsoft.SkipLayerNormalization"] == 12
+    assert census["LayerNormalization"] == 13
+    assert census["Gelu"] == 6
     assert census["com.microsoft.MatMulIntegerToFloat"] == 24
     assert census["QuantizeLinear"] == 24
     assert "Gemm" not in census

@@ -1,16 +1,24 @@
-"""Batches: every text once, no more tokens than the budget, right padding."""
+"""Batches: every text once, no more tokens than the budget, a part for every run, right padding."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherbed.run.batches import batches, collate, plan
+from featherbed.run.batches import LEAST_SPLIT_TOKENS, LONG_TOKENS, Batch, batches, collate, plan
 
 LENGTHS = st.lists(st.integers(1, 80), max_size=60)
 BUDGETS = st.integers(1, 400)
 ROWS = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=20)
+RUNS = st.integers(1, 6)
+MIXED = st.lists(st.integers(1, 60) | st.integers(LONG_TOKENS - 2, LONG_TOKENS + 200), max_size=30)
+
+
+def made(lengths: list[int], budget: int, runs: int) -> list[Batch]:
+    """Batches of rows of these lengths, each of its own place's number."""
+    return list(batches([[place] * length for place, length in enumerate(lengths)], -1, budget, runs))
 
 
 @settings(deadline=None)
@@ -63,16 +71,68 @@ def test_collate_carries_the_places_it_was_given() -> None:
 
 
 @settings(deadline=None)
-@given(rows=ROWS, budget=BUDGETS)
-def test_batches_carry_each_row_to_its_place(rows: list[list[int]], budget: int) -> None:
+@given(rows=ROWS, budget=BUDGETS, runs=RUNS)
+def test_batches_carry_each_row_to_its_place(rows: list[list[int]], budget: int, runs: int) -> None:
     seen: dict[int, list[int]] = {}
-    for batch in batches(rows, 9, budget):
-        assert len(batch.ids) == 1 or batch.ids.size <= budget
+    for batch in batches(rows, 9, budget, runs):
         for ids, mask, place in zip(batch.ids, batch.mask, batch.places, strict=True):
             assert int(place) not in seen
             seen[int(place)] = ids[mask == 1].tolist()
     assert [seen[place] for place in range(len(rows))] == rows
 
 
-def test_no_rows_make_no_batch() -> None:
-    assert list(batches([], 0, 16)) == []
+@given(lengths=MIXED, budget=st.integers(1, 20_000), runs=RUNS)
+def test_all_that_runs_at_a_time_stays_in_the_budget_but_for_single_texts(
+    lengths: list[int], budget: int, runs: int
+) -> None:
+    sizes = sorted(batch.ids.size for batch in made(lengths, budget, runs) if len(batch.ids) > 1)
+    assert sum(sizes[-runs:]) <= budget
+    assert all(size <= budget // runs for size in sizes)
+
+
+@given(lengths=MIXED, budget=st.integers(1, 20_000), runs=RUNS)
+def test_long_texts_share_no_batch_with_others(lengths: list[int], budget: int, runs: int) -> None:
+    found = made(lengths, budget, runs)
+    for batch in found:
+        assert len({lengths[int(place)] > LONG_TOKENS for place in batch.places}) == 1
+        assert batch.ids.shape[1] == max(lengths[int(place)] for place in batch.places)
+    assert sorted(int(place) for batch in found for place in batch.places) == list(range(len(lengths)))
+
+
+def test_a_text_s_kernel_does_not_depend_on_its_company() -> None:
+    """The kernel goes by a batch's width: a text of LONG_TOKENS stays below, whoever comes along."""
+    at, above = made([LONG_TOKENS], 10**6, 1), made([LONG_TOKENS + 1], 10**6, 1)
+    assert [b.ids.shape for b in (*at, *above)] == [(1, LONG_TOKENS), (1, LONG_TOKENS + 1)]
+    together = made([LONG_TOKENS, LONG_TOKENS + 1, 5, LONG_TOKENS + 9], 10**6, 1)
+    assert [(b.places.tolist(), b.ids.shape[1]) for b in together] == [([3, 1], LONG_TOKENS + 9), ([0, 2], LONG_TOKENS)]
+
+
+@given(lengths=MIXED, runs=RUNS)
+def test_no_run_has_more_than_its_share_of_the_work(lengths: list[int], runs: int) -> None:
+    share = max(LEAST_SPLIT_TOKENS, -(-sum(lengths) // runs))
+    assert all(len(batch.ids) == 1 or batch.ids.size <= share for batch in made(lengths, 10**9, runs))
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80), runs=RUNS)
+def test_every_run_has_a_part_of_what_is_worth_it(lengths: list[int], runs: int) -> None:
+    """So many texts that a share is above the least to split off, and above the longest text."""
+    many = lengths * (1 + runs * (LEAST_SPLIT_TOKENS + 60) // sum(lengths))
+    assert len(made(many, 10**9, runs)) >= runs
+
+
+@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=LEAST_SPLIT_TOKENS // 8), runs=RUNS)
+def test_little_work_is_not_split(lengths: list[int], runs: int) -> None:
+    assert len(made(lengths, 10**9, runs)) == 1
+
+
+def test_shares_worked_out_by_hand() -> None:
+    """Four texts of 64 tokens: together, two and two, and no further, for smaller runs read all weights for little."""
+    for runs, rows in ((1, [4]), (2, [2, 2]), (4, [2, 2])):
+        assert [len(batch.ids) for batch in made([64] * 4, 10**6, runs)] == rows
+    assert [len(batch.ids) for batch in made([64] * 4, 128, 2)] == [1] * 4  # 64 tokens of budget a run
+    assert [len(batch.ids) for batch in made([64] * 4, 3, 4)] == [1] * 4  # fewer tokens of budget than runs
+
+
+@pytest.mark.parametrize("runs", [1, 4])
+def test_no_rows_make_no_batch(runs: int) -> None:
+    assert list(batches([], 0, 16, runs)) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import sys
@@ -17,12 +18,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherbed.errors import MissingError, OptionError, OutputError, TextError
-from featherbed.run.files import check_output, read_texts, write_vectors
+from featherbed.errors import EngineError, MissingError, OptionError, OutputError, TextError
+from featherbed.run import files
+from featherbed.run.files import VectorFile, check_inputs, check_output
 
 Vectors = npt.NDArray[np.float32]
 TEXTS = ["rain", "", "späť 雨 ☔", 'a "quoted"\nline\u2028end']
 VECTORS = np.random.default_rng(5).normal(size=(4, 7)).astype(np.float32)
+
+
+def read_texts(path: str, field: str = "text") -> list[str]:
+    return list(files.read_texts(path, field))
+
+
+def write_vectors(path: Path, texts: list[str], vectors: Vectors, pieces: int = 1) -> None:
+    """All vectors, in so many pieces."""
+    cuts = np.linspace(0, len(texts), pieces + 1).round().astype(int)
+    with VectorFile(path, vectors.shape[1]) as file:
+        for start, end in itertools.pairwise(cuts):
+            file.write(texts[start:end], vectors[start:end])
+        assert file.rows == len(texts)
 
 
 @pytest.fixture
@@ -51,6 +66,8 @@ Written = Callable[[str, bytes | str], str]
         (" one \n\ttwo", [" one ", "\ttwo"]),
         ("one\u2028still one\x0cand\x85still\rone", ["one\u2028still one\x0cand\x85still\rone"]),
         ("\ufeffone\ntwo", ["one", "two"]),
+        ("\ufeff", []),
+        ("\ufeff\n\ufeff", ["", "\ufeff"]),
     ],
 )
 def test_a_text_file_has_a_text_a_line(written: Written, content: str, texts: list[str]) -> None:
@@ -66,10 +83,13 @@ def test_any_lines_come_back_whatever_the_line_ends(tmp_path_factory: pytest.Tem
         assert read_texts(str(path)) == texts
 
 
-def test_standard_input_has_a_text_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = "one\r\n\r\nzwölf".encode()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))
-    assert read_texts("-") == ["one", "", "zwölf"]
+def test_standard_input_has_a_text_a_line_and_stays_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "piped").write_bytes("one\r\n\r\nzwölf".encode())
+    with (tmp_path / "piped").open(encoding="ascii") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        assert read_texts("-") == ["one", "", "zwölf"]
+        assert read_texts("-") == []
+        os.fstat(piped.fileno())
 
 
 def test_json_lines_have_the_text_in_a_field(written: Written) -> None:
@@ -119,23 +139,51 @@ def test_a_long_document_in_a_cell_is_read_whole(written: Written) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
-def test_what_is_not_utf8_is_an_error(written: Written, suffix: str) -> None:
-    path = written(f"a{suffix}", "text\nzwölf\n".encode("latin-1"))
-    with pytest.raises(TextError, match=r"expected a readable file in UTF-8"):
+def test_what_is_not_utf8_is_an_error_that_names_the_line(written: Written, suffix: str) -> None:
+    lines = {".txt": "eins\nzwölf\n", ".jsonl": '{"text": "eins"}\n{"text": "zwölf"}\n', ".csv": "text\nzwölf\n"}
+    path = written(f"a{suffix}", lines[suffix].encode("latin-1"))
+    with pytest.raises(TextError, match=rf"^line 2 of .*a\{suffix}: expected text in UTF-8, found the byte 0xf6"):
         read_texts(path)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_texts_are_read_as_they_are_asked_for(written: Written, suffix: str) -> None:
+    first = {".txt": "rain\n", ".jsonl": '{"text": "rain"}\n', ".csv": "text\nrain\n"}[suffix]
+    path = written(f"a{suffix}", first.encode() + b"\xff\n")
+    texts = files.read_texts(path)
+    assert next(texts) == "rain"
+    with pytest.raises(TextError, match="expected text in UTF-8"):
+        next(texts)
+
+
+def test_a_file_that_is_not_read_to_its_end_is_closed(written: Written) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else None
+    texts = files.read_texts(written("a.txt", "one\ntwo\n"))
+    assert next(texts) == "one"
+    texts.close()  # type: ignore[attr-defined]  # a generator
+    assert before is None or len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "a.txt.gz", ".txt"])
 def test_an_unknown_suffix_lists_the_known_ones(written: Written, name: str) -> None:
-    with pytest.raises(OptionError, match=r"expected a file ending in \.txt, \.jsonl, \.csv"):
-        read_texts(written(name, "rain"))
+    path = written(name, "rain")
+    for read in (read_texts, lambda path: check_inputs(["-", path])):
+        with pytest.raises(OptionError, match=r"expected a file ending in \.txt, \.jsonl, \.csv"):
+            read(path)
 
 
 @pytest.mark.parametrize("name", ["absent.txt", "folder.txt"])
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(TextError, match=rf"^input .*{name}: expected a readable file"):
-        read_texts(str(tmp_path / name))
+    for read in (read_texts, lambda path: check_inputs([path])):
+        with pytest.raises(TextError, match=rf"^input .*{name}: expected a readable file"):
+            read(str(tmp_path / name))
+
+
+def test_standard_input_can_be_named_once(written: Written) -> None:
+    check_inputs(["-", written("a.txt", "rain"), written("b.CSV", "text\n")])
+    with pytest.raises(OptionError, match=r"^input -: expected standard input once"):
+        check_inputs(["-", written("a.txt", "rain"), "-"])
 
 
 def test_an_array_file_comes_back_bit_by_bit(tmp_path: Path) -> None:
@@ -143,6 +191,74 @@ def test_an_array_file_comes_back_bit_by_bit(tmp_path: Path) -> None:
     back = np.load(tmp_path / "v.npy", allow_pickle=False)
     assert back.dtype == np.float32
     assert np.array_equal(back, VECTORS)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(0, 40), width=st.integers(1, 9), pieces=st.integers(1, 6))
+def test_an_array_written_in_pieces_is_the_array(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, width: int, pieces: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "pieces.npy"
+    vectors = np.random.default_rng(rows).normal(size=(rows, width)).astype(np.float32)
+    write_vectors(path, ["rain"] * rows, np.asfortranarray(vectors), pieces)
+    assert np.array_equal(np.load(path, allow_pickle=False), vectors)
+    assert np.array_equal(np.load(path, mmap_mode="r"), vectors)
+    assert path.stat().st_size == files.NPY_HEAD_BYTES + vectors.nbytes
+
+
+def test_the_head_of_an_array_has_room_for_any_number_of_rows() -> None:
+    file = io.BytesIO()
+    head = files._Npy(file, 65_536)
+    head.finish(10**15)
+    assert len(file.getvalue()) == files.NPY_HEAD_BYTES
+    file.seek(0)
+    assert np.lib.format.read_magic(file) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(file) == ((10**15, 65_536), False, np.dtype("<f4"))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
+def test_vectors_are_in_the_file_before_the_last_are_known(tmp_path: Path, suffix: str) -> None:
+    vectors = np.ones((10_000, 7), np.float32)
+    with VectorFile(tmp_path / f"v{suffix}", 7) as file:
+        file.write(["rain"] * len(vectors), vectors)
+        (begun,) = tmp_path.iterdir()
+        assert begun.name != f"v{suffix}"
+        assert begun.stat().st_size > vectors.nbytes // 2
+    assert [path.name for path in tmp_path.iterdir()] == [f"v{suffix}"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_named_by_its_place_and_nothing_is_left(tmp_path: Path, bad: float) -> None:
+    vectors = np.concatenate([VECTORS, VECTORS])
+    vectors[5, 3] = bad
+    with pytest.raises(EngineError, match=r"^vector 5: expected finite numbers"):
+        write_vectors(tmp_path / "v.npy", TEXTS * 2, vectors, pieces=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def read_parquet(path: Path) -> tuple[list[str], Vectors, int]:
+    """Texts, vectors and the number of row groups."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(path)
+    vectors = np.array(table["embedding"].to_pylist(), np.float32).reshape(len(table), -1)
+    return table["text"].to_pylist(), vectors, parquet.ParquetFile(path).num_row_groups
+
+
+def test_a_parquet_file_carries_the_texts_and_the_vectors_a_row_group_a_piece(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    texts, vectors = [text.replace("\n", " ") for text in TEXTS * 3], np.concatenate([VECTORS] * 3)
+    write_vectors(tmp_path / "v.parquet", texts, vectors, pieces=3)
+    found, back, groups = read_parquet(tmp_path / "v.parquet")
+    assert (found, groups) == (texts, 3)
+    assert np.array_equal(back, vectors)
+
+
+def test_a_parquet_file_of_no_texts_has_its_columns(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_vectors(tmp_path / "v.parquet", [], np.empty((0, 7), np.float32))
+    schema = parquet.read_schema(tmp_path / "v.parquet")
+    assert schema.names == ["text", "embedding"]
+    assert schema.field("embedding").type.list_size == 7
 
 
 def read_rows(path: Path) -> tuple[list[str], Vectors]:
@@ -180,13 +296,16 @@ def fail(*_: Any, **__: Any) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def half_then_fail(file: Any, *_: Any, **__: Any) -> NoReturn:
-    file.write(b"half")
+def half_then_fail(self: Any, *_: Any, **__: Any) -> NoReturn:
+    self._file.write(b"half")
     fail()
 
 
 FAULTS: dict[str, tuple[object, str, Callable[..., NoReturn]]] = {
-    "write": (np, "save", half_then_fail),
+    "open": (Path, "open", fail),
+    "head": (files._Npy, "_head", half_then_fail),
+    "write": (files._Npy, "write", half_then_fail),
+    "finish": (files._Npy, "finish", half_then_fail),
     "fsync": (os, "fsync", fail),
     "rename": (Path, "replace", fail),
 }
@@ -209,7 +328,29 @@ def test_a_failing_write_leaves_the_old_file_and_no_temporary(
     assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_no_temporary(
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("old", [b"old", None])
+def test_an_interrupt_between_two_pieces_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, suffix: str, error: type[BaseException], old: bytes | None
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"v{suffix}"
+    if old is not None:
+        path.write_bytes(old)
+
+    def write_and_stop() -> None:
+        with VectorFile(path, 7) as file:
+            file.write(TEXTS, VECTORS)
+            raise error
+
+    with pytest.raises(error):
+        write_and_stop()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if old is None else {path.name: old})
+
+
+def test_an_interrupt_at_the_very_end_leaves_the_old_file_and_no_temporary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> NoReturn:
@@ -225,13 +366,14 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_temporary(
 
 def test_a_folder_in_the_place_of_the_output_is_an_error_and_stays(tmp_path: Path) -> None:
     (tmp_path / "v.npy").mkdir()
-    with pytest.raises(OutputError):
-        write_vectors(tmp_path / "v.npy", TEXTS, VECTORS)
+    for write in (check_output, lambda path: write_vectors(path, TEXTS, VECTORS)):
+        with pytest.raises(OutputError, match="found a folder"):
+            write(tmp_path / "v.npy")
     assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
     assert (tmp_path / "v.npy").is_dir()
 
 
-@pytest.mark.parametrize("name", ["v.csv", "v", "v.npz"])
+@pytest.mark.parametrize("name", ["v.csv", "v", "v.npz", "-"])
 def test_an_output_of_an_unknown_suffix_lists_the_known_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(OptionError, match=r"expected a file ending in \.npy, \.jsonl, \.parquet"):
         check_output(tmp_path / name)

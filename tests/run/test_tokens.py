@@ -220,8 +220,12 @@ def test_a_token_whose_id_is_beyond_the_table_is_refused(checkpoint: Callable[[s
     model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
     model["vocab"]["rain"] = 5000
     rewrite(folder, model=model)
+    tokenizer = Tokenizer(folder, spec_of("bert-mean"))
     with pytest.raises(TokenizerError, match="5000"):
-        Tokenizer(folder, spec_of("bert-mean"))
+        tokenizer.check_table()
+    with pytest.raises(TokenizerError, match="5000"):
+        tokenizer.encode(["the sun", "the rain"])
+    assert tokenizer.encode(["the sun"]).ids
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from featherbed import errors
 from featherbed.check.card import card
 from featherbed.check.machine import machine
 from featherbed.errors import EngineError, OptionError
@@ -26,20 +27,24 @@ TOKENS = 128
 
 @dataclass(frozen=True)
 class Load:
-    """What is run: ``batch`` texts of ``tokens`` tokens, ``rounds`` times; ``threads`` 0 lets onnxruntime choose."""
+    """What is run, and how: ``batch`` texts of ``tokens`` tokens, ``rounds`` times; the rest as for an Embedder,
+    whose own choice ``threads`` 0 and ``pool_size`` 0 are."""
 
     tokens: int | None = None  # 128, or the model's longest text if that is less
     batch: int = 8
     rounds: int = 7
     threads: int = 0
+    pool_size: int = 0
+    provider: str = "auto"
 
     def __post_init__(self) -> None:
         """Raises OptionError on numbers that make no run."""
-        if (self.tokens is not None and self.tokens < 1) or min(self.batch, self.rounds) < 1 or self.threads < 0:
+        tokens = 1 if self.tokens is None else self.tokens
+        if min(tokens, self.batch, self.rounds) < 1 or min(self.threads, self.pool_size) < 0:
             raise OptionError(
                 "bench",
-                expected="tokens, batch and rounds of at least 1, threads of at least 0",
-                found=f"{self.tokens}, {self.batch}, {self.rounds}, {self.threads}",
+                expected="tokens, batch and rounds of at least 1, threads and pool size of at least 0",
+                found=f"{self.tokens}, {self.batch}, {self.rounds}, {self.threads} and {self.pool_size}",
                 remedy="choose larger numbers",
             )
 
@@ -47,22 +52,23 @@ class Load:
 class _Worker:
     """A variant in its own process."""
 
-    def __init__(self, folder: Path, variant: str, load: Load, errors: IO[str]) -> None:
-        words = [str(folder), variant, str(load.threads), str(load.tokens)]
+    def __init__(self, folder: Path, variant: str, load: Load, stderr: IO[str]) -> None:
+        words = [str(folder), variant, str(load.threads), str(load.pool_size), load.provider, str(load.tokens)]
         self.variant = variant
-        self._errors = errors  # a file and not a pipe: a pipe fills up while nobody reads
+        self._stderr = stderr  # a file and not a pipe: a pipe fills up while nobody reads
         self._process = subprocess.Popen(
             [sys.executable, "-m", "featherbed.check.worker", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=self._stderr,
             text=True,
         )
-        self.load_s = 0.0
+        self.load_s, self.provider = 0.0, ""
 
     def load(self) -> None:
         """Wait for the first vector."""
-        self.load_s = self._answer()["load_s"]
+        answer = self._answer()
+        self.load_s, self.provider = answer["load_s"], answer["provider"]
 
     def run(self, texts: int) -> dict[str, float]:
         assert self._process.stdin is not None
@@ -70,25 +76,43 @@ class _Worker:
         self._process.stdin.flush()
         return self._answer()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            self._errors.seek(0)
-            errors = self._errors.read()
+            self._stderr.seek(0)
+            last = (
+                self._stderr.read().strip().splitlines() or ["a process that vanished, perhaps for lack of memory"]
+            )[-1]
             raise EngineError(
                 f"bench of variant {self.variant}",
                 expected="a run that ends",
-                found=(errors.strip().splitlines() or ["a process that vanished, perhaps for lack of memory"])[-1],
+                found=last,
                 remedy="use fewer tokens or a smaller batch, or see `featherbed verify`",
             )
-        return dict(json.loads(line))
+        answer = dict(json.loads(line))
+        if "error" in answer:  # one of ours, raised again on this side
+            parts = answer["parts"]
+            raise getattr(errors, answer["error"])(
+                parts["subject"], expected=parts["expected"], found=parts["found"], remedy=parts["remedy"]
+            )
+        return answer
 
     def close(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
+
+
+@contextmanager
+def _worker(folder: Path, variant: str, load: Load) -> Iterator[_Worker]:
+    with tempfile.TemporaryFile("w+") as stderr:
+        worker = _Worker(folder, variant, load, stderr)
+        try:
+            yield worker
+        finally:
+            worker.close()
 
 
 def bench(
@@ -97,11 +121,13 @@ def bench(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the variants of a model folder (all by default), round by round in turn.
 
-    Returns the document of ``bench --json``: ``machine`` and, a variant, ``tokens_per_s`` and ``texts_per_s``
-    (median of batches), ``latency_p50_ms`` and ``latency_p95_ms`` (one text alone), ``load_s`` (from the
-    call to the first vector, imports left out), ``rss_mib``, ``rss_private_mib`` (anonymous), ``rss_peak_mib``,
-    ``size_bytes``. ``save`` writes it into the folder's reports and its card.
-    Raises OptionError on an unknown variant, ModelFolderError, EngineError.
+    Returns the document of ``bench --json``: ``machine``, ``load`` with the provider really used and, a variant,
+    ``tokens_per_s`` and ``texts_per_s`` (median of batches), ``latency_p50_ms`` and ``latency_p95_ms`` (one text
+    alone), ``load_s`` (from the call to the first vector, imports and the prepacking of a new file left out),
+    ``rss_mib``, ``rss_private_mib`` (anonymous), ``rss_peak_mib``, ``size_bytes``. ``save`` writes it into the
+    folder's reports and its card.
+    Raises OptionError on an unknown variant or provider, MissingError on one that is not installed, ModelFolderError,
+    EngineError.
     """
     opened = open_folder(Path(folder))
     load = load or Load()
@@ -120,11 +146,10 @@ def bench(
     with ExitStack() as stack:
         workers = []
         for name in names:
-            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            worker = _Worker(opened.path, name, load, errors)
-            stack.callback(worker.close)
-            worker.load()
-            workers.append(worker)
+            with _worker(opened.path, name, load) as first:
+                first.load()  # prepacks the weights and reads the files: neither belongs to how long loading takes
+            workers.append(stack.enter_context(_worker(opened.path, name, load)))
+            workers[-1].load()
         batches: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         singles: dict[str, list[float]] = {name: [] for name in names}
         total = (load.rounds + 1) * len(workers)
@@ -136,6 +161,7 @@ def bench(
                     singles[worker.variant] += [alone, *(worker.run(1)["seconds"] for _ in range(2))]
                 progress("bench", turn * len(workers) + at + 1, total)
         measured = {w.variant: _row(opened, w, batches[w.variant], singles[w.variant], load) for w in workers}
+    load = replace(load, provider=workers[0].provider)
     document = {"machine": machine(), "load": vars(load), "variants": measured}
     if save:
         _save(opened, document)

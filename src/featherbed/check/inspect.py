@@ -151,8 +151,9 @@ def quantization(graph: onnx.GraphProto) -> tuple[str, ...]:
     for node in graph.node:
         values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "MatMulNBits":
-            level = values.get("accuracy_level", 0)
-            found.append(f"MatMulNBits {values.get('bits', 4)} bits, block {values['block_size']}, level {level}")
+            level, zeros = values.get("accuracy_level", 0), ", zero points" if any(node.input[3:4]) else ""
+            bits, block = values.get("bits", 4), values["block_size"]
+            found.append(f"MatMulNBits {bits} bits, block {block}, level {level}{zeros}")
         elif node.op_type == "GatherBlockQuantized":
             found.append(f"table in {values.get('bits', 4)} bits, block {values.get('block_size', 128)}")
         elif node.op_type in {"MatMulIntegerToFloat", "MatMulInteger"}:

@@ -18,6 +18,7 @@ from featherbed.recipe import REFERENCE, recipe
 from featherbed.report import Gate, Metrics, Report, Verdict, gates_for
 from featherbed.run.batches import batches
 from featherbed.run.embedder import Embedder
+from featherbed.run.session import Memory
 
 Vectors = npt.NDArray[np.float32]
 
@@ -75,8 +76,9 @@ def _measure(
     folder: ModelFolder, name: str, reference: Vectors | None, yardstick: Yardstick, progress: Progress
 ) -> tuple[Metrics, Vectors]:
     """Metrics of one variant, and the reference's vectors; the session ends here, before the next one loads."""
-    # the reference stays mapped: a 0.6B model would otherwise be copied into memory for one pass
-    embedder = Embedder(folder.path, name, prepack=name != REFERENCE)
+    # the file itself is judged, not what a cache made of it; the reference stays mapped: a 0.6B model would
+    # otherwise be copied into memory for one pass
+    embedder = Embedder(folder.path, name, memory=Memory(cache=False, prepack=name != REFERENCE))
     rows = embedder.ids(yardstick.probe.texts)
     vectors = np.empty((len(rows), embedder.spec.dim), np.float32)
     done = 0

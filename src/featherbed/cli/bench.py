@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 import featherbed
-from featherbed.cli.options import Folder, JsonFlag, Names, names, print_json, print_table
+from featherbed.cli.options import (
+    Folder,
+    JsonFlag,
+    Names,
+    PoolSize,
+    Provider,
+    Threads,
+    names,
+    print_json,
+    print_table,
+)
 from featherbed.progress import bar
 
 
@@ -19,7 +29,9 @@ def command(
     ] = None,
     batch: Annotated[int, typer.Option(help="Texts a batch.")] = 8,
     rounds: Annotated[int, typer.Option(help="Measured rounds; the median counts.")] = 7,
-    threads: Annotated[int, typer.Option(help="Threads a run; 0 lets onnxruntime choose.")] = 0,
+    threads: Threads = 0,
+    pool_size: PoolSize = 0,
+    provider: Provider = "auto",
     save: Annotated[bool, typer.Option(help="Write the figures into the folder's evidence and card.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -29,14 +41,17 @@ def command(
     """
     from featherbed.check.bench import Load  # here and not above: --help must not wait for numpy
 
-    load = Load(tokens, batch, rounds, threads)
+    load = Load(tokens, batch, rounds, threads, pool_size, provider)
     with bar() as progress:
         document = featherbed.bench(folder, names(variants), load, save=save, progress=progress)
     if as_json:
         print_json(document)
         return
     machine, size = document["machine"], f"{batch} × {document['load']['tokens']} tokens"
-    title = f"{size} on {machine['cpu']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}"
+    title = (
+        f"{size} on {machine['cpu']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}, "
+        f"provider {document['load']['provider']}"
+    )
     print_table(
         title,
         ["variant", "MB", "tokens/s", "texts/s", "1 text p50 ms", "p95 ms", "load s", "RSS MiB", "private", "peak"],

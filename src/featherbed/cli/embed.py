@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import featherbed
-from featherbed.cli.options import Folder, JsonFlag, print_json
+from featherbed.cli.options import Folder, JsonFlag, PoolSize, Provider, Threads, print_json
 from featherbed.progress import bar
 
 
@@ -23,35 +25,54 @@ def command(
     query: Annotated[bool, typer.Option("--query", help="Texts are queries: the query prompt comes first.")] = False,
     field: Annotated[str, typer.Option(help="Where the text is in .jsonl and .csv.")] = "text",
     dim: Annotated[int | None, typer.Option(help="Keep the first components only (Matryoshka models).")] = None,
+    threads: Threads = 0,
+    pool_size: PoolSize = 0,
+    provider: Provider = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Embed files of texts, in their order, as documents (or queries), with the folder's prompts.
 
     .txt has a text a line. .npy holds float32 [texts, dimensions]; .jsonl and .parquet carry the texts too.
+    Texts are read and vectors written as they come: memory does not grow with the files.
     """
-    from featherbed.run.files import check_output, read_texts, write_vectors  # numpy: not for --help
+    from featherbed.run.embedder import DOCUMENT_PROMPTS, QUERY_PROMPTS  # here: --help must not wait for numpy
+    from featherbed.run.files import VectorFile, check_inputs, check_output, read_texts
 
     check_output(out)
-    texts = [text for path in inputs for text in read_texts(path, field)]
-    model = featherbed.Embedder(folder, variant)
+    check_inputs(inputs)
+    model = featherbed.Embedder(
+        folder, variant, threads=threads or None, pool_size=pool_size or None, provider=provider
+    )
+    width = model.spec.dim if dim is None else dim
+    waiting: deque[str] = deque()  # texts that were read, and have no vector yet
+
+    def texts() -> Iterator[str]:
+        for path in inputs:
+            for text in read_texts(path, field):
+                waiting.append(text)
+                yield text
+
+    names = QUERY_PROMPTS if query else DOCUMENT_PROMPTS
+    prompt = next((name for name in names if name in model.spec.prompts), None)
     started = time.perf_counter()
-    with bar() as progress:
-        encode = model.encode_query if query else model.encode_document
-        vectors = encode(texts, truncate_dim=dim, progress=progress)
+    with bar() as progress, VectorFile(out, width) as file:
+        for vectors in model.stream(texts(), prompt, truncate_dim=dim, progress=progress):
+            file.write([waiting.popleft() for _ in vectors], vectors)
+        progress("embed", file.rows, file.rows)
     seconds = time.perf_counter() - started
-    write_vectors(out, texts, vectors)
     if as_json:
         print_json(
             {
                 "out": str(out),
                 "variant": model.variant,
-                "texts": len(texts),
-                "dimensions": vectors.shape[1],
+                "provider": model.provider,
+                "texts": file.rows,
+                "dimensions": width,
                 "seconds": round(seconds, 3),
             }
         )
     else:
         typer.echo(
-            f"{len(texts)} texts, {vectors.shape[1]} dimensions, variant {model.variant}, "
-            f"{len(texts) / max(seconds, 1e-9):.0f} texts/s: {out}"
+            f"{file.rows} texts, {width} dimensions, variant {model.variant} on {model.provider}, "
+            f"{file.rows / max(seconds, 1e-9):.0f} texts/s: {out}"
         )

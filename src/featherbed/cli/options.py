@@ -17,6 +17,13 @@ Names = Annotated[
 Gates = Annotated[
     list[str] | None, typer.Option("--gate", help="A bound, e.g. cos_min=0.98; may be repeated.", metavar="METRIC=N")
 ]
+Threads = Annotated[int, typer.Option("--threads", help="Cores to keep busy; 0 is all.")]
+PoolSize = Annotated[
+    int, typer.Option("--pool-size", help="Batches to run at a time; 0 goes by the work at hand.", metavar="N")
+]
+Provider = Annotated[
+    str, typer.Option("--provider", help="cpu, cuda, coreml, openvino; auto: CUDA where there is one, else the CPU.")
+]
 
 
 def names(text: str) -> list[str]:

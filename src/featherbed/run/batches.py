@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+LEAST_SPLIT_TOKENS = 128  # smaller runs read all weights for little
+LONG_TOKENS = 768  # longer texts have attention kernels of their own, and so batches of their own
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,16 @@ def plan(lengths: Sequence[int], budget: int) -> list[npt.NDArray[np.intp]]:
     return cuts
 
 
-def batches(rows: Sequence[Sequence[int]], pad_id: int, budget: int) -> Iterator[Batch]:
-    """All rows, in batches of ``plan``."""
-    for places in plan([len(row) for row in rows], budget):
-        yield collate([rows[int(p)] for p in places], pad_id, places)
+def batches(rows: Sequence[Sequence[int]], pad_id: int, budget: int, runs: int = 1) -> Iterator[Batch]:
+    """All rows, in batches of ``plan``, of which ``runs`` are run at a time.
+
+    The budget is for all that runs at once; little work is cut so that every run has a part.
+    """
+    lengths = np.asarray([len(row) for row in rows], np.int64)
+    share = -(-int(lengths.sum()) // runs)
+    budget = max(1, min(budget // runs, max(share, LEAST_SPLIT_TOKENS)))
+    # a text's vector must not depend on its company: what decides on the kernel is its own length
+    for group in (np.flatnonzero(lengths > LONG_TOKENS), np.flatnonzero(lengths <= LONG_TOKENS)):
+        for cut in plan([int(n) for n in lengths[group]], budget):
+            places = group[cut]
+            yield collate([rows[int(p)] for p in places], pad_id, places)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +16,34 @@ import numpy.typing as npt
 from featherbed.errors import OptionError, TextError
 from featherbed.folder import ModelFolder, open_folder
 from featherbed.progress import Progress, bar, silent
+from featherbed.run import heap
 from featherbed.run.batches import Batch, batches
 from featherbed.run.pooling import check_mask, normalize, pool
-from featherbed.run.session import Session, require
-from featherbed.run.tokens import Tokenizer, check_texts
+from featherbed.run.prompts import Prompts, Seen
+from featherbed.run.session import SMALL_TOKENS, Engine, Memory, Session, require
+from featherbed.run.tokens import Tokenizer, Tokens, check_texts
 from featherbed.spec import Spec, read_spec
 
 Vectors = npt.NDArray[np.float32]
+Places = npt.NDArray[np.intp]
+Job = Callable[[bool], Vectors]  # called with ``alone``
 
 LOG = logging.getLogger("featherbed")
 AUTO = "auto"
 PREFERENCE = ("int8", "int8-block", "fp32")  # fastest first, among variants that passed their gates
 QUERY_PROMPTS = ("query",)
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-WINDOW_TEXTS = 8192  # texts tokenized and sorted together: enough to fill batches, little enough to hold
+# texts tokenized and sorted together: enough to fill batches, little enough to hold
+WINDOW_TEXTS, WINDOW_CHARACTERS = 2048, 2**20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of texts: the prompt before them, the vectors' width, whether at length 1."""
+
+    prompt: str
+    width: int
+    unit: bool
 
 
 class Embedder:
@@ -41,22 +58,33 @@ class Embedder:
         variant: str = AUTO,
         *,
         threads: int | None = None,
+        pool_size: int | None = None,
+        provider: str = "auto",
         batch_tokens: int | None = None,
-        prepack: bool = True,
+        memory: Memory | None = None,
     ) -> None:
         """Open ``model``: a model folder, or an .onnx file with its tokenizer and configs beside or above it.
 
-        ``variant`` "auto" takes int8, int8-block or fp32, the first that did not fail its gates. ``batch_tokens``
-        bounds the tokens of one run, padding included. ``prepack`` False leaves float weights mapped from the
-        file: slower, but they are not copied into memory. Raises ModelFolderError, SpecError, TokenizerError or
-        EngineError when the model cannot be used, OptionError on an unknown variant.
+        ``variant`` "auto" takes int8, int8-block or fp32, the first that did not fail its gates. ``threads`` is how
+        many cores may be busy (all), ``pool_size`` how many batches are run at a time (chosen by the work at hand);
+        all share one set of weights. ``provider`` is "cpu", "cuda", "coreml", "openvino", or "auto": CUDA where
+        there is one, else the CPU. ``batch_tokens`` bounds the tokens computed at a time, padding included, by all
+        runs together. ``memory`` says what is kept: prepacked weights on disk, prompts.
+        Raises ModelFolderError, SpecError, TokenizerError or EngineError when the model cannot be used, OptionError
+        on an unknown variant or option, MissingError when the provider is not installed.
         """
         if batch_tokens is not None and batch_tokens < 1:
             raise OptionError("batch_tokens", expected="at least 1", found=str(batch_tokens), remedy="leave it out")
         path, self.spec, home = self._locate(Path(model), variant)
         self.batch_tokens = batch_tokens or self.spec.max_batch_tokens_hint
-        self._tokenizer = Tokenizer(home, self.spec)
-        self._session = Session(path, threads, prepack, width=self.spec.dim)
+        engine = Engine(threads, pool_size, provider, memory or Memory())
+        with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long to read as mapped weights
+            session = beside.submit(Session, path, engine, width=self.spec.dim)
+            self._tokenizer = Tokenizer(home, self.spec)
+            self._session = session.result()
+        self.provider = self._session.provider
+        self._prompts = Prompts(self._tokenizer, self._session.past) if self._session.keeps_past else None
+        heap.give_back()
 
     def _locate(self, model: Path, variant: str) -> tuple[Path, Spec, Path]:
         self._ours = model.suffix != ".onnx"
@@ -96,26 +124,77 @@ class Embedder:
         """
         single = isinstance(texts, str)
         rows = _rows(texts)
-        before = self._prompt(prompt_name, prompt)
-        width = self._width(truncate_dim)
-        result = np.empty((len(rows), width), np.float32)
+        result = np.empty((len(rows), self._width(truncate_dim)), np.float32)
+        start = 0
         with ExitStack() as stack:
             report = stack.enter_context(bar()) if show_progress_bar else progress
-            done = cut_texts = 0
-            for start in range(0, len(rows), WINDOW_TEXTS):
-                tokens = self._tokenizer.encode(rows[start : start + WINDOW_TEXTS], before)
-                cut_texts += tokens.truncated
-                for batch in batches(tokens.ids, self.spec.pad_id, self.batch_tokens):
-                    vectors = self.embed(batch, normalize_embeddings)[:, :width]
-                    cut = normalize_embeddings and width < self.spec.dim
-                    result[start + batch.places] = normalize(vectors) if cut else vectors
-                    done += len(batch.places)
-                    report("embed", done, len(rows))
-        if cut_texts:
-            LOG.warning(
-                "%d of %d texts have more than %d tokens and were cut", cut_texts, len(rows), self.spec.max_length
-            )
+            asked = Asked(self._prompt(prompt_name, prompt), result.shape[1], normalize_embeddings)
+            for vectors in self._windows(rows, asked, lambda done: report("embed", done, len(rows))):
+                result[start : start + len(vectors)] = vectors
+                start += len(vectors)
         return result[0] if single else result
+
+    def stream(
+        self,
+        texts: Iterable[str],
+        prompt_name: str | None = None,
+        *,
+        truncate_dim: int | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[Vectors]:
+        """``encode`` of texts without end: vectors [n, D] of the next n texts, in their order.
+
+        Holds two windows of at most WINDOW_TEXTS texts, however many there are. Raises as ``encode``, at the text.
+        """
+        asked = Asked(self._prompt(prompt_name, None), self._width(truncate_dim), True)
+        yield from self._windows(texts, asked, lambda done: progress("embed", done, 0))
+
+    def _windows(self, texts: Iterable[str], asked: Asked, report: Callable[[int], None]) -> Iterator[Vectors]:
+        """Vectors of one window of texts after the other; the next are tokenized while these are computed."""
+        cut_texts = done = 0
+        for tokens in ahead(self._tokenizer.encode(rows, asked.prompt) for rows in windows(texts)):
+            cut_texts += tokens.truncated
+            result = np.empty((len(tokens.ids), asked.width), np.float32)
+            for places, vectors in self._vectors(tokens.ids, asked):
+                cut = asked.unit and asked.width < self.spec.dim
+                result[places] = normalize(vectors[:, : asked.width]) if cut else vectors[:, : asked.width]
+                done += len(places)
+                report(done)
+            yield result
+        if cut_texts:
+            LOG.warning("%d texts have more than %d tokens and were cut", cut_texts, self.spec.max_length)
+
+    def embed_ids(self, rows: Sequence[Sequence[int]]) -> Vectors:
+        """Unit vectors [N, D] of rows of token ids, special tokens included, in batches of the engine's own choice."""
+        result = np.empty((len(rows), self.spec.dim), np.float32)
+        for places, vectors in self._vectors(rows, Asked("", self.spec.dim, True)):
+            result[places] = vectors
+        return result
+
+    def _vectors(self, ids: Sequence[Sequence[int]], asked: Asked) -> Iterator[tuple[Places, Vectors]]:
+        """(places, vectors [·, D]) of all rows, as they are done: ``runs`` at a time where there is enough to do."""
+        jobs = list(self._jobs(ids, asked))
+        try:
+            if self._session.runs == 1 or len(jobs) == 1:
+                yield from ((places, job(True)) for places, job in jobs)
+            else:
+                yield from _side_by_side(jobs, self._session.runs)
+        finally:
+            if sum(map(len, ids)) > SMALL_TOKENS:
+                heap.give_back()
+
+    def _jobs(self, ids: Sequence[Sequence[int]], asked: Asked) -> Iterator[tuple[Places, Job]]:
+        seen = self._prompts.get(asked.prompt, len(ids)) if self._prompts and asked.prompt and asked.unit else None
+        rest = []
+        for place, row in enumerate(ids):
+            if seen is not None and _goes_behind(seen, row, len(ids) == 1):
+                tail = list(row[len(seen.ids) :])
+                yield np.asarray([place]), partial(self._session.behind, seen.past, tail)
+            else:
+                rest.append(place)
+        if rest:
+            for batch in batches([ids[p] for p in rest], self.spec.pad_id, self.batch_tokens, self._session.runs):
+                yield np.asarray(rest)[batch.places], partial(self.embed, batch, asked.unit)
 
     def encode_query(
         self,
@@ -166,17 +245,23 @@ class Embedder:
         """Token ids of texts without any prompt, special tokens included. Raises TextError."""
         return self._tokenizer.encode(texts).ids
 
-    def embed(self, batch: Batch, unit: bool = True) -> Vectors:
+    def embed(self, batch: Batch, unit: bool = True, alone: bool = True) -> Vectors:
         """Vectors [B, D] of one batch exactly as composed, at length 1 unless ``unit`` is False.
 
-        Raises TextError when a row of the mask is all zero, EngineError when the run fails.
+        ``alone`` False leaves cores to other calls at the same time. Raises TextError when a row of the mask is all
+        zero, EngineError when the run fails.
         """
         check_mask(batch.mask)
         if unit and self._session.pools:
-            vectors = self._session.vectors(batch)
+            vectors = self._session.vectors(batch, alone)
             return vectors if self._ours else normalize(vectors)  # an output's name is no promise of its length
         pooled = pool(self._session.hidden(batch), batch.mask, self.spec.pooling)
         return normalize(pooled) if unit else pooled
+
+    @property
+    def prompts_bytes(self) -> int:
+        """Memory of what is kept of prompts; 0 for encoders, which keep nothing."""
+        return self._prompts.size_bytes if self._prompts else 0
 
     def _named(self, names: tuple[str, ...]) -> str | None:
         return next((name for name in names if name in self.spec.prompts), None)
@@ -209,6 +294,50 @@ class Embedder:
                 remedy="leave it out for the whole vector",
             )
         return truncate_dim
+
+
+def windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in lists of WINDOW_TEXTS, fewer where they are long; a text of any length is taken.
+
+    Raises TextError, naming its place, on what is not text.
+    """
+    rows: list[str] = []
+    characters = 0
+    for place, text in enumerate(texts):
+        check_texts([text], place)
+        rows.append(text)
+        characters += len(text)
+        if len(rows) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+            yield rows
+            rows, characters = [], 0
+    if rows:
+        yield rows
+
+
+def ahead(items: Iterator[Tokens]) -> Iterator[Tokens]:
+    """The same items, the next of them made in a thread while the last is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def _side_by_side(jobs: list[tuple[Places, Job]], runs: int) -> Iterator[tuple[Places, Vectors]]:
+    """Results of jobs as they are done, ``runs`` of them at a time. Those not begun are dropped with the iterator."""
+    with ThreadPoolExecutor(runs) as pool:
+        waiting = {pool.submit(job, False): places for places, job in jobs}
+        try:
+            yield from ((waiting[job], job.result()) for job in as_completed(waiting))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _goes_behind(seen: Seen, row: Sequence[int], single: bool) -> bool:
+    """Whether a row begins with the prompt, and is short enough: a long one is better off in a batch of its like."""
+    kept = len(seen.ids)
+    # two tokens at least: the kernel for a single one rounds otherwise
+    return len(row) > kept + 1 and (single or len(row) <= 2 * kept) and list(row[:kept]) == seen.ids
 
 
 def _rows(texts: object) -> list[str]:

@@ -2,58 +2,111 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from featherbed.cpu import cores
 from featherbed.errors import EngineError, ModelFolderError, OptionError
-from featherbed.run.batches import Batch
+from featherbed.run import prepack
+from featherbed.run.batches import LONG_TOKENS, Batch
+from featherbed.run.providers import AUTO, CPU, check_used, choose
 
 HIDDEN = "last_hidden_state"
 SENTENCE = "sentence_embedding"
 KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 FATAL = 4  # onnxruntime's severity: what fails is raised as our error, not printed as well
+MOST_RUNS = 4  # concurrent runs that a session without pool_size makes
+SHARED_BYTES = 64 * 2**20  # a file below it is loaded twice without a thought
+SMALL_TOKENS = 256  # a lone run of so few keeps what it took: giving it back would cost a third of its speed
+SHRINK = "memory.enable_memory_arena_shrinkage"
 
 Vectors = npt.NDArray[np.float32]
+Past = dict[str, Vectors]
+Feeds = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is kept where. ``cache`` is the folder of prepacked weights, None the user's own, False none.
+
+    ``prepack`` False leaves float weights mapped from the file: slower, but they are not copied into memory.
+    ``prompts`` keeps the keys and values of prompts, so that a decoder computes each prompt once.
+    """
+
+    cache: Path | Literal[False] | None = None
+    prepack: bool = True
+    prompts: bool = True
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a session runs.
+
+    ``threads`` are the cores it may keep busy, all of them by default. ``pool_size`` runs go on at a time, each on
+    threads / pool_size of them; by default a lone batch takes all threads, and several batches run side by side on
+    one thread each. ``provider`` is cpu, cuda, coreml, openvino or auto.
+    """
+
+    threads: int | None = None
+    pool_size: int | None = None
+    provider: str = AUTO
+    memory: Memory = Memory()
+
+    def __post_init__(self) -> None:
+        """Raises OptionError on fewer than one thread or run."""
+        for name, value in (("threads", self.threads), ("pool_size", self.pool_size)):
+            if value is not None and value < 1:
+                raise OptionError(name, expected="at least 1", found=str(value), remedy="leave it out")
+
+    def lanes(self) -> tuple[int, int, int]:
+        """Threads of a run alone, threads of a run among others, and how many of those run at a time."""
+        threads = self.threads or cores()
+        if self.pool_size is not None:
+            each = max(1, threads // self.pool_size)
+            return each, each, self.pool_size
+        runs = min(threads, MOST_RUNS)
+        return threads, threads // runs, runs
 
 
 class Session:
-    """One .onnx file, ready to run from many threads at once."""
+    """One .onnx file, ready to run from many threads at once.
 
-    def __init__(self, path: Path, threads: int | None = None, prepack: bool = True, width: int | None = None) -> None:
+    ``provider`` is the one really used; ``runs`` says how many batches are best run at a time; ``prepacked`` the
+    entry of the cache its weights are mapped from, if there is one.
+    """
+
+    def __init__(self, path: Path, engine: Engine | None = None, width: int | None = None) -> None:
         """Load ``path``, whose vectors must be ``width`` wide and its axes dynamic where that is given.
 
-        ``threads`` None leaves the number to onnxruntime (the physical cores).
-
-        ``prepack`` False keeps float weights where they are mapped instead of copying them: slower, small.
-        Raises ModelFolderError without the file, OptionError on fewer than one thread, EngineError when
-        onnxruntime refuses the file or its inputs and outputs are not those of this embedding model.
+        Raises ModelFolderError without the file, MissingError when the provider asked for is not installed,
+        EngineError when onnxruntime refuses the file or the provider, or when its inputs and outputs are not those
+        of this embedding model.
         """
         if not path.is_file():
             raise ModelFolderError(
                 f"{path}", expected="an .onnx file", found="no such file", remedy="fetch or build it again"
             )
-        if threads is not None and threads < 1:
-            raise OptionError("threads", expected="at least 1", found=str(threads), remedy="leave it out")
-        options = ort.SessionOptions()
-        options.log_severity_level = FATAL
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if not prepack:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base of their own
-            raise EngineError(
-                f"{path}",
-                expected=f"a graph that onnxruntime {ort.__version__} loads",
-                found=_one_line(error),
-                remedy="check the file with `featherbed inspect`, or update onnxruntime",
-            ) from error
-        self._inputs = {i.name for i in self._session.get_inputs()}
-        self.outputs = {o.name: o.shape for o in self._session.get_outputs()}
+        self._path, self._width, self._engine = path, width, engine or Engine()
+        self._providers = choose(self._engine.provider, ort.get_available_providers())
+        self._alone, self._among, self.runs = self._engine.lanes()
+        self._lock = threading.Lock()
+        self._opened: dict[tuple[Path, int], ort.InferenceSession] = {}
+        self.prepacked = self._find_prepacked()
+        self._graph = path if self.prepacked is None else self.prepacked.folder / prepack.ENGINE
+        first = self._open(self._graph, self._alone)
+        self.provider = check_used(self._engine.provider, first.get_providers(), str(path))
+        two = self.prepacked is not None or prepack.size_bytes(path) <= SHARED_BYTES
+        if self.provider != CPU or (self._among != self._alone and not two):
+            self._among, self.runs = self._alone, 1  # a second session would be a second copy of the weights
+        self._inputs = {i.name for i in first.get_inputs()}
+        self.outputs = {o.name: o.shape for o in first.get_outputs()}
         unknown = self._inputs - KNOWN_INPUTS
         if unknown or "input_ids" not in self._inputs or not self.outputs.keys() & {HIDDEN, SENTENCE}:
             raise EngineError(
@@ -62,11 +115,48 @@ class Session:
                 found=f"inputs {', '.join(sorted(self._inputs))}; outputs {', '.join(self.outputs)}",
                 remedy="use a file made by `featherbed build`",
             )
+        self._check_axes(first)
 
-        self._path, self._width = path, width
-        self._check_axes()
+    def _find_prepacked(self) -> prepack.Prepacked | None:
+        cache = self._engine.memory.cache
+        fitting = self._engine.memory.prepack and self._providers == choose(CPU, ort.get_available_providers())
+        if cache is False or not fitting or (cache is None and prepack.size_bytes(self._path) < prepack.LEAST_BYTES):
+            return None
+        return prepack.prepacked(self._path, cache or prepack.default_cache())
 
-    def _check_axes(self) -> None:
+    def _open(self, graph: Path, threads: int) -> ort.InferenceSession:
+        """The session of ``graph`` on ``threads`` threads, opened once."""
+        with self._lock:
+            if (graph, threads) not in self._opened:
+                self._opened[graph, threads] = self._load(graph, threads)
+            return self._opened[graph, threads]
+
+    def _load(self, graph: Path, threads: int) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = FATAL
+        options.intra_op_num_threads = threads
+        options.enable_mem_pattern = False  # a plan a shape: memory that no other shape can use
+        options.enable_mem_reuse = False  # planning it takes 1 s of loading; the arena reuses as well, and faster
+        if self._engine.pool_size is not None:  # many callers: a thread that waits in circles is taken from another
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self.prepacked is not None and graph.parent == self.prepacked.folder:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was saved optimized
+        if not self._engine.memory.prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            return ort.InferenceSession(str(graph), options, providers=list(self._providers), enable_fallback=0)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            if self._engine.provider == AUTO and self._providers[0] != self._providers[-1]:
+                self._providers = self._providers[-1:]  # a GPU build without its GPU; ``provider`` says so
+                return self._load(graph, threads)
+            raise EngineError(
+                f"{self._path}",
+                expected=f"a graph that onnxruntime {ort.__version__} loads",
+                found=_one_line(error),
+                remedy="check the file with `featherbed inspect`, or update onnxruntime",
+            ) from error
+
+    def _check_axes(self, session: ort.InferenceSession) -> None:
         if self._width is None:
             return
         for name, rank in ((HIDDEN, 3), (SENTENCE, 2)):
@@ -78,7 +168,7 @@ class Session:
                     found=str(shape),
                     remedy="use the file and the configs of the same model",
                 )
-        for port in self._session.get_inputs():
+        for port in session.get_inputs():
             if any(isinstance(axis, int) for axis in port.shape):
                 raise EngineError(
                     f"input {port.name} of {self._path}",
@@ -92,35 +182,60 @@ class Session:
         """Whether the graph itself gives unit vectors."""
         return SENTENCE in self.outputs
 
-    def vectors(self, batch: Batch) -> Vectors:
-        """Unit vectors [B, D] from a graph that pools."""
-        return self._run(batch, SENTENCE)
+    def vectors(self, batch: Batch, alone: bool = True) -> Vectors:
+        """Unit vectors [B, D] from a graph that pools. ``alone`` False leaves cores to the runs beside this one."""
+        long = self.prepacked and self.prepacked.graph(prepack.LONG)
+        graph = long if long and batch.ids.shape[1] > LONG_TOKENS else self._graph
+        return self._run(self._open(graph, self._alone if alone else self._among), batch, SENTENCE, alone)
 
     def hidden(self, batch: Batch) -> Vectors:
-        """Hidden states [B, T, D]. Raises EngineError when the file gives pooled vectors only."""
-        if HIDDEN not in self.outputs:
+        """Hidden states [B, T, D], from the file itself: the engine's graph has none.
+
+        Raises EngineError when the file gives pooled vectors only.
+        """
+        session = self._open(self._path, self._alone)
+        found = [o.name for o in session.get_outputs()]
+        if HIDDEN not in found:
             raise EngineError(
                 f"{self._path}",
                 expected=f"the output {HIDDEN}, for vectors that are not normalised",
-                found=", ".join(self.outputs),
+                found=", ".join(found),
                 remedy="leave normalize_embeddings at True",
             )
-        return self._run(batch, HIDDEN)
+        return self._run(session, batch, HIDDEN)
 
-    def _run(self, batch: Batch, output: str) -> Vectors:
+    @property
+    def keeps_past(self) -> bool:
+        """Whether texts can be put behind tokens seen before: decoders with prepacked weights."""
+        return (
+            self._engine.memory.prompts
+            and self.prepacked is not None
+            and self.prepacked.graph(prepack.BEHIND) is not None
+        )
+
+    def past(self, ids: list[int]) -> Past:
+        """Keys and values of ``ids`` [P], for ``behind``: 2 · layers arrays [1, heads, P, size]."""
+        assert self.prepacked is not None
+        session = self._load(self.prepacked.folder / prepack.KEYS, self._alone)  # used once a prompt, then let go
+        names = [o.name for o in session.get_outputs()]
+        row = np.asarray([ids], np.int64)
+        values = self._call(session, names, {"input_ids": row, "attention_mask": np.ones_like(row)})
+        return {name.replace("present", "past_key_values", 1): value for name, value in zip(names, values, strict=True)}
+
+    def behind(self, past: Past, ids: list[int], alone: bool = True) -> Vectors:
+        """The unit vector [1, D] of the tokens of ``past`` and ``ids``, of which only ``ids`` are computed."""
+        assert self.prepacked is not None
+        session = self._open(self.prepacked.folder / prepack.BEHIND, self._alone if alone else self._among)
+        row = np.asarray([ids], np.int64)
+        feeds: Feeds = {"input_ids": row, "attention_mask": np.ones_like(row), **past}
+        return np.asarray(self._call(session, [SENTENCE], feeds)[0], np.float32)
+
+    def _run(self, session: ort.InferenceSession, batch: Batch, output: str, alone: bool = True) -> Vectors:
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(batch.ids)
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        try:
-            result = self._session.run([output], feeds)[0]
-        except Exception as error:  # as above
-            raise EngineError(
-                f"a run of {batch.ids.shape[0]} texts × {batch.ids.shape[1]} tokens",
-                expected=f"the output {output}",
-                found=_one_line(error),
-                remedy="use a smaller token budget if memory is short; else report it with the variant's name",
-            ) from error
+        result = self._call(session, [output], feeds, keep=alone and batch.ids.size <= SMALL_TOKENS)[0]
         right = result.ndim == (2 if output == SENTENCE else 3) and result.shape[-1] == self._width
         if self._width is not None and not right:
             raise EngineError(
@@ -130,6 +245,23 @@ class Session:
                 remedy="use the file and the configs of the same model",
             )
         return np.asarray(result, np.float32)
+
+    def _call(
+        self, session: ort.InferenceSession, outputs: list[str], feeds: Feeds, keep: bool = True
+    ) -> list[Vectors]:
+        options = ort.RunOptions()
+        shape = feeds["input_ids"].shape
+        if self.provider == CPU and not keep:
+            options.add_run_config_entry(SHRINK, "cpu:0")  # what the run took is given back after it
+        try:
+            return list(session.run(outputs, feeds, options))
+        except Exception as error:  # as above
+            raise EngineError(
+                f"a run of {shape[0]} texts × {shape[1]} tokens",
+                expected=f"the output {outputs[0]}",
+                found=_one_line(error),
+                remedy="use a smaller token budget if memory is short; else report it with the variant's name",
+            ) from error
 
 
 def require(least: str, subject: str) -> None:

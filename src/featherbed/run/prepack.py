@@ -1,0 +1,260 @@
+"""Prepacked weights, saved once and mapped ever after.
+
+onnxruntime lays weights out anew for its kernels each time it loads a file: seconds, and a private copy of the
+model. Here a file's engine graph (run/derive.py) is saved once with the weights already laid out; sessions then map
+them, so that they are shared between sessions and processes and count as the system's memory, not as ours.
+
+    <cache>/<key>/engine.onnx  engine.data  entry.json        and for decoders  keys.onnx  behind.onnx  long.onnx
+
+The key is made of the file, of onnxruntime's version and of the CPU's flags: a layout serves no other. An entry is
+written beside its place and renamed when whole; one whose files are not those it names is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from featherbed.cpu import cpu
+
+Array = npt.NDArray[Any]
+
+LOG = logging.getLogger("featherbed")
+FORMAT = 2  # of an entry, its graphs among it
+LEAST_BYTES = 16 * 2**20  # smaller files load in no time and take no memory worth sharing
+SAMPLES, SAMPLE_BYTES = 64, 4096
+ENGINE, DATA, KEYS, BEHIND, LONG, ENTRY = (
+    "engine.onnx", "engine.data", "keys.onnx", "behind.onnx", "long.onnx", "entry.json",
+)  # fmt: skip
+TIMEOUT_S = 900
+UNFIT = 7  # exit code of the process that prepacks
+IDS = np.arange(1, 25).reshape(2, 12)  # ids every vocabulary has
+SEEN = 8  # of them, as if they were a prompt
+SAME = 0.03
+FATAL = 4  # onnxruntime's severity: the parent says what failed
+
+
+@dataclass(frozen=True)
+class Prepacked:
+    """An entry of the cache: a folder of graphs over one file of prepacked weights."""
+
+    folder: Path
+
+    def graph(self, name: str) -> Path | None:
+        """The graph ENGINE, KEYS, BEHIND or LONG; None where the model has no such form."""
+        path = self.folder / name
+        return path if path.is_file() else None
+
+
+def default_cache() -> Path:
+    """FEATHERBED_CACHE, or the user's cache folder."""
+    own = os.environ.get("FEATHERBED_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return (Path(own) if own else Path(base) / "featherbed") / "prepacked"
+
+
+def prepacked(path: Path, cache: Path) -> Prepacked | None:
+    """The entry of ``cache`` for the graph at ``path``, made if need be; None, and the log says why, if it cannot.
+
+    The folder beside a new entry is the only thing written. Entries made of an earlier file at ``path`` are removed.
+    """
+    try:
+        folder = cache / key(path)
+        if _sound(folder):
+            return Prepacked(folder)
+        if reason := _unfit(folder):
+            LOG.debug("%s is loaded without prepacked weights: %s", path, reason)
+            return None
+        shutil.rmtree(folder, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        _check_room(path, cache)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as place:
+            _make(path, Path(place))
+            _write_entry(path, Path(place))
+            try:
+                Path(place).rename(folder)
+            except OSError:
+                if not (_sound(folder) or _unfit(folder)):  # another process was faster, or it is a true failure
+                    raise
+            Path(place).mkdir(exist_ok=True)  # what TemporaryDirectory removes
+        _remove_older(path, folder)
+        return Prepacked(folder) if _sound(folder) else None
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        LOG.warning("weights of %s are not prepacked, loading takes longer and more memory: %s", path, error)
+        return None
+
+
+def key(path: Path) -> str:
+    """Names the entry of a graph: its bytes, its sidecars' sizes, times and samples, onnxruntime, the CPU's flags."""
+    digest = hashlib.sha256(f"{FORMAT} {ort.__version__} {' '.join(sorted(cpu()[1]))} {cpu()[0]}\n".encode())
+    with path.open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    for sidecar in _sidecars(path):
+        digest.update(f"{sidecar.name} {sidecar.stat().st_mtime_ns} {sample(sidecar)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of a graph and its sidecars."""
+    return sum(p.stat().st_size for p in (path, *_sidecars(path)))
+
+
+def sample(path: Path) -> str:
+    """A hash of a file's size and of SAMPLES pieces of it: two models differ in every piece."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for at in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE_BYTES) * at // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _sidecars(path: Path) -> list[Path]:
+    """External data of a graph by the names in use: <graph>_data, <graph>.data."""
+    return [p for p in (path.with_name(path.name + end) for end in ("_data", ".data")) if p.is_file()]
+
+
+def _sound(folder: Path) -> bool:
+    """Whether every file of an entry is the one it was made with."""
+    try:
+        entry = json.loads((folder / ENTRY).read_text("utf-8"))
+        return bool(entry["files"]) and all(sample(folder / name) == found for name, found in entry["files"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _unfit(folder: Path) -> str:
+    """Why a file of this key cannot be prepacked, where that was found out before."""
+    try:
+        return str(json.loads((folder / ENTRY).read_text("utf-8")).get("unfit", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _write_entry(path: Path, folder: Path) -> None:
+    entry = {"source": str(path.absolute()), "files": {p.name: sample(p) for p in sorted(folder.iterdir())}}
+    if not entry["files"]:
+        entry["unfit"] = f"prepacked by onnxruntime {ort.__version__} it gives other vectors"
+    for file in folder.iterdir():
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    (folder / ENTRY).write_text(json.dumps(entry, indent=1) + "\n", "utf-8")
+
+
+def _check_room(path: Path, cache: Path) -> None:
+    needed, free = 3 * size_bytes(path), shutil.disk_usage(cache).free  # both layouts, and air
+    if free < needed:
+        raise OSError(f"{cache} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are wanted")
+
+
+def _remove_older(path: Path, kept: Path) -> None:
+    for entry in kept.parent.glob(f"*/{ENTRY}"):
+        try:
+            source = json.loads(entry.read_text("utf-8")).get("source")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if entry.parent != kept and source == str(path.absolute()):
+            shutil.rmtree(entry.parent, ignore_errors=True)
+
+
+def _make(path: Path, folder: Path) -> None:
+    """Derive and save in a process of its own: what it takes, about twice the file, is gone when it ends."""
+    LOG.info("prepacking the weights of %s, once", path)
+    words = [sys.executable, "-m", "featherbed.run.prepack", str(path.absolute()), str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode == UNFIT:
+        LOG.info("%s stays as it is: prepacked it gives other vectors", path)
+        for file in folder.iterdir():
+            file.unlink()
+    elif done.returncode or not (folder / ENGINE).is_file():
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1])
+
+
+def main(source: str, out: str) -> int:
+    """Write the engine graph of ``source`` and its further forms into ``out``; UNFIT where its vectors are others.
+
+    onnxruntime 1.31 loads some prepacked weights wrongly (MatMulNBits on all-MiniLM-L6-v2), so nothing is believed.
+    """
+    import onnx  # only where a graph is taken apart: a session that finds its entry never loads it
+
+    from featherbed.run import derive
+
+    path, folder = Path(source), Path(out)
+    graph = derive.engine_graph(onnx.load(path, load_external_data=False))
+    saving = {
+        "session.model_external_initializers_file_folder_path": str(path.parent),
+        "session.optimized_model_external_initializers_file_name": DATA,
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        "session.save_external_prepacked_constant_initializers": "1",
+    }
+    shapes = (IDS, IDS[:1], IDS[:1, :1])  # kernels for one row are others
+    plain = _session(graph.SerializeToString(), saving, folder / ENGINE)
+    expected = [_run(plain, ids) for ids in shapes]
+    del plain
+    mapped = _session(str(folder / ENGINE), {})
+    if not all(_same(vectors, _run(mapped, ids)) for vectors, ids in zip(expected, shapes, strict=True)):
+        return UNFIT
+    engine = onnx.load(folder / ENGINE, load_external_data=False)
+    if derive.has_past(engine):
+        forms = {KEYS: derive.keys_and_values, BEHIND: derive.behind_past, LONG: derive.for_long}
+        for name, form in forms.items():
+            onnx.save(form(engine), folder / name)
+        _check_forms(folder, expected[1])
+    return 0
+
+
+def _check_forms(folder: Path, expected: dict[str, Array]) -> None:
+    """Remove the forms of an engine graph that do not give its vector [1, D] of the first row of IDS."""
+    seen = _run(_session(str(folder / KEYS), {}), IDS[:1, :SEEN])
+    past = {name.replace("present", "past_key_values", 1): value for name, value in seen.items()}
+    if not _same(expected, _run(_session(str(folder / BEHIND), {}), IDS[:1, SEEN:], past)):
+        (folder / KEYS).unlink()
+        (folder / BEHIND).unlink()
+    if not _same(expected, _run(_session(str(folder / LONG), {}), IDS[:1])):
+        (folder / LONG).unlink()
+
+
+def _session(graph: bytes | str, entries: dict[str, str], save: Path | None = None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: ort.InferenceSession, ids: Array, past: dict[str, Array] | None = None) -> dict[str, Array]:
+    """All outputs by name, of rows of ids without padding."""
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+        **(past or {}),
+    }
+    names = [o.name for o in session.get_outputs()]
+    wanted = {i.name for i in session.get_inputs()}
+    return dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in wanted}), strict=True))
+
+
+def _same(a: dict[str, Array], b: dict[str, Array]) -> bool:
+    """Whether all outputs agree to SAME of their length: far above rounding, far below a wrong weight."""
+    return all(np.linalg.norm(a[name] - b[name]) <= SAME * np.linalg.norm(a[name]) for name in a)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
