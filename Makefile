@@ -4,6 +4,12 @@ MODEL ?= .cache/all-MiniLM-L6-v2
 MINILM := .cache/all-MiniLM-L6-v2
 # for the CPU build alone: make parity TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
+BENCH ?= .cache/bench
+
+BENCH_OPTIONS = --ours .venv/bin/python --stock .venv-reference/bin/python --tokenizer $(TOKENIZER) --work $(BENCH)
+PEER_VENVS := .venv-openvino .venv-llama .venv-peers
+PEER_OPTIONS := --openvino .venv-openvino/bin/python --llama .venv-llama/bin/python \
+	--sentence-transformers .venv-peers/bin/python --fastembed .venv-peers/bin/python
 
 .PHONY: demo test lint parity bench clean help
 
@@ -12,7 +18,7 @@ help:
 	@echo "make test          every test that needs no torch"
 	@echo "make lint          ruff and mypy"
 	@echo "make parity        the suite against PyTorch, in an environment of its own"
-	@echo "make bench         the 0.6B shape against the stock path; needs TOKENIZER=folder (see docs/guide/bench.md)"
+	@echo "make bench         the 0.6B shape against the stock path; needs TOKENIZER=folder; PEERS=1 adds others (see docs/guide/bench.md)"
 	@echo "make clean         remove what these made"
 
 demo: .venv/.installed $(if $(filter $(MINILM),$(MODEL)),$(MINILM)/model.safetensors)
@@ -29,12 +35,13 @@ lint: .venv/.tested
 parity: .venv-reference/.installed $(MINILM)/model.safetensors
 	.venv-reference/bin/python -m pytest tests/reference
 
-bench: .venv/.installed .venv-reference/.installed
+bench: .venv/.installed .venv-reference/.installed $(MINILM)/model.safetensors $(if $(PEERS),$(PEER_VENVS:%=%/.installed))
 	@test -n "$(TOKENIZER)" || { echo "make bench: expected TOKENIZER=folder with Qwen3-Embedding-0.6B's config.json and tokenizer.json, found nothing; see docs/guide/bench.md"; exit 2; }
-	.venv/bin/python benchmarks/main_job.py --ours .venv/bin/python --stock .venv-reference/bin/python --tokenizer $(TOKENIZER)
+	.venv/bin/python benchmarks/main_job.py $(BENCH_OPTIONS)
+	.venv/bin/python benchmarks/engine.py $(BENCH_OPTIONS) --minilm $(MINILM) $(if $(TEXTS),--texts $(TEXTS)) $(if $(PEERS),$(PEER_OPTIONS))
 
 clean:
-	rm -rf .venv .venv-reference .cache demo/out
+	rm -rf .venv .venv-reference $(PEER_VENVS) .cache demo/out
 
 .python-checked:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make: expected Python 3.11 or newer, found {v.major}.{v.minor}; run make PYTHON=/path/to/python3.11 …")'
@@ -52,6 +59,23 @@ clean:
 	$(PYTHON) -m venv .venv-reference
 	.venv-reference/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-reference/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[reference,test]' onnxscript
+	@touch $@
+
+.venv-openvino/.installed: | .python-checked
+	$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check openvino==2026.4.1 nncf==3.4.0
+	@touch $@
+
+.venv-llama/.installed: | .python-checked
+	$(PYTHON) -m venv .venv-llama
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-llama/bin/python -m pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36 gguf==0.19.0
+	@touch $@
+
+# torch first: asked for along with the rest, it would bring gigabytes of CUDA
+.venv-peers/.installed: | .python-checked
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check sentence-transformers==6.2.0 fastembed==0.9.1
 	@touch $@
 
 $(MINILM)/model.safetensors: demo/weights.py demo/weights.txt | .venv/.installed

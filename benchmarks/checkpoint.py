@@ -27,6 +27,10 @@ POOLING = {
     "pooling_mode_lasttoken": True,
     "include_prompt": True,
 }
+MODULES = [
+    {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for at, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")))
+]
 PROMPTS = {
     "prompts": {
         "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
@@ -58,7 +62,10 @@ def shapes(config: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def make(tokenizer: Path, out: Path) -> None:
-    """Write the checkpoint: bfloat16, norms near 1, the rest normal with deviation 0.02."""
+    """Write the checkpoint: bfloat16, norms near 1, the rest normal with deviation 0.02.
+
+    Weights that are there already stay: they are always the same.
+    """
     config = json.loads((tokenizer / "config.json").read_text("utf-8"))
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tokenizer / "config.json", out / "config.json")
@@ -68,6 +75,13 @@ def make(tokenizer: Path, out: Path) -> None:
     (out / "1_Pooling").mkdir(exist_ok=True)
     (out / "1_Pooling" / "config.json").write_text(json.dumps(POOLING), "utf-8")
     (out / "config_sentence_transformers.json").write_text(json.dumps(PROMPTS), "utf-8")
+    (out / "modules.json").write_text(json.dumps(MODULES), "utf-8")
+    if not (out / "model.safetensors").is_file():
+        weights(config, out / "model.safetensors")
+
+
+def weights(config: dict[str, int], path: Path) -> None:
+    """Write the tensors, drawn a few rows at a time."""
     header: dict[str, dict[str, object]] = {}
     offset = 0
     for name, shape in shapes(config):
@@ -77,7 +91,7 @@ def make(tokenizer: Path, out: Path) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     rng = np.random.default_rng(20261121)
-    with (out / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, shape in shapes(config):
             for start in range(0, shape[0], ROWS):
