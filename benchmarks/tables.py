@@ -105,6 +105,35 @@ def versions(engine: dict[str, Any]) -> str:
     return ", ".join(sorted({part for words in found for part in words.split(", ")}))
 
 
+def spent(engine: dict[str, Any]) -> str:
+    """What the engine takes beside time; nothing where it was not asked."""
+    found = engine["costs"]
+    if not found:
+        return ""
+    prompt, pool, processes = found["prompt"], found["pool"], found["processes"]
+    rows = [
+        [f"`{name}`: RSS · private · PSS after whole-vocabulary batches of 1,024 tokens",
+         f"{one['rss_mib']:.0f} · {one['rss_private_mib']:.0f} · {one['pss_mib']:.0f} MiB"]
+        for name, one in found["memory"].items()
+    ]  # fmt: skip
+    rows += [
+        ["pool of 4 ÷ 1, RSS", f"{pool['rss_ratio']:.2f}"],
+        ["4 processes ÷ 1, PSS", f"{processes['ratio']:.2f}"],
+        [f"a query behind a kept prompt of {prompt['prompt_tokens']} tokens ÷ without, latency",
+         f"{prompt['kept_ms']:.0f} ÷ {prompt['plain_ms']:.0f} ms = {prompt['kept_ms'] / prompt['plain_ms']:.2f}"],
+        ["largest difference of these vectors", f"{prompt['largest_difference']:.1e}"],
+        ["start of Python to the first vector, `int8`", f"{found['cold_start_s']['median']:.2f} s"],
+        [f"one text of {found['long_text']['tokens']} tokens: time, peak RSS",
+         f"{found['long_text']['seconds']:.0f} s, {found['long_text']['rss_peak_mib']:.0f} MiB"],
+    ]  # fmt: skip
+    if many := found["many_texts"]:
+        rows.append(
+            ["`featherbed embed`, MiniLM, 100,000 ÷ 1,000 texts: texts/s, peak RSS",
+             f"{many['speed_ratio']:.2f}, {many['rss_ratio']:.2f}"]
+        )  # fmt: skip
+    return f"### Beside time\n\n{markdown(['the 0.6B shape', 'found'], rows)}"
+
+
 def page(engine: dict[str, Any]) -> str:
     """docs/speed.md, between its markers."""
     parts = [
@@ -112,6 +141,7 @@ def page(engine: dict[str, Any]) -> str:
         f"### The shape of Qwen3-Embedding-0.6B\n\n{full(engine, QWEN3)}",
         f"### all-MiniLM-L6-v2\n\n{full(engine, MINILM)}" if engine[MINILM]["results"] else "",
         f"### Ratios\n\n{compared(engine)}",
+        spent(engine),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -375,9 +374,9 @@ def test_an_interrupt_while_standard_input_is_silent_ends_the_run_and_leaves_not
     command = [sys.executable, "-m", "featherbed.cli", "embed", str(folders["bert-mean"]), "-", "-o", "v.npy"]
     with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            while not list(tmp_path.iterdir()):  # until the output is begun
-                assert process.poll() is None
-                time.sleep(0.05)
+            assert process.stdin
+            process.stdin.write(b"rain " * 40_000 + b"\n")  # more than a pipe holds: written when it is being read
+            process.stdin.flush()
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 130
         finally:

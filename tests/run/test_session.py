@@ -331,13 +331,20 @@ def behind_others(session: Session) -> Vectors:
 
 @pytest.mark.parametrize("ask", [one_after_the_other, side_by_side, long_ones, behind_others])
 def test_a_session_outlives_the_cache_it_was_opened_from(
-    folders: dict[str, Path], tmp_path: Path, from_file: Session, ask: Callable[[Session], Vectors]
+    folders: dict[str, Path],
+    cache: Path,
+    tmp_path: Path,
+    decoder: Session,
+    from_file: Session,
+    ask: Callable[[Session], Vectors],
 ) -> None:
     """A user may empty the cache, another process replace an entry: what is open goes on."""
-    path = folders["qwen3-tied"] / "onnx" / "model.onnx"
-    session = Session(path, Engine(2, memory=Memory(cache=tmp_path / "cache")))
+    assert decoder.prepacked is not None
+    copied = shutil.copytree(cache, tmp_path / "cache")
+    session = Session(folders["qwen3-tied"] / "onnx" / "model.onnx", Engine(2, memory=Memory(cache=copied)))
     assert session.prepacked is not None
-    shutil.rmtree(tmp_path / "cache")
+    assert session.prepacked.folder.parent == copied
+    shutil.rmtree(copied)
     assert np.abs(ask(session) - ask(from_file)).max() <= ROUNDING
 
 

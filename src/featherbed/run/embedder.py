@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -33,6 +35,7 @@ AUTO = "auto"
 PREFERENCE = ("int8", "int8-block", "fp32")  # fastest first, among variants that passed their gates
 QUERY_PROMPTS = ("query",)
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+PATIENCE_S = 1.0  # for a window to be tokenized; an interrupt is not to wait for standard input
 # texts tokenized and sorted together: enough to fill batches, little enough to hold
 WINDOW_TEXTS, WINDOW_CHARACTERS = 2048, 2**20
 
@@ -315,12 +318,33 @@ def windows(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def ahead(items: Iterator[Tokens]) -> Iterator[Tokens]:
-    """The same items, the next of them made in a thread while the last is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
+    """The same items, the next of them made in a thread while the last is used.
+
+    When the reader goes, the thread ends with the item it is at, or is left to itself: it may wait for input that
+    never comes.
+    """
+    made: queue.SimpleQueue[Tokens | BaseException | None] = queue.SimpleQueue()
+    turns, left = threading.Semaphore(1), threading.Event()
+
+    def make() -> None:
+        try:
+            while turns.acquire() and not left.is_set():
+                made.put(next(items, None))
+        except BaseException as error:  # carried over to the thread that reads
+            made.put(error)
+
+    thread = threading.Thread(target=make, name="featherbed-tokens", daemon=True)
+    thread.start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            turns.release()
             yield item
+    finally:
+        left.set()
+        turns.release()
+        thread.join(PATIENCE_S)
 
 
 def _side_by_side(jobs: list[tuple[Places, Job]], runs: int) -> Iterator[tuple[Places, Vectors]]:

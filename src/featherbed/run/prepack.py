@@ -34,6 +34,7 @@ Array = npt.NDArray[Any]
 
 LOG = logging.getLogger("featherbed")
 FORMAT = 2  # of an entry, its graphs among it
+READABLE = 0o755  # a cache may be shared by users; temporary folders are their maker's alone
 LEAST_BYTES = 16 * 2**20  # smaller files load in no time and take no memory worth sharing
 SAMPLES, SAMPLE_BYTES = 64, 4096
 ENGINE, DATA, KEYS, BEHIND, LONG, ENTRY = (
@@ -84,6 +85,7 @@ def prepacked(path: Path, cache: Path) -> Prepacked | None:
         with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as place:
             _make(path, Path(place))
             _write_entry(path, Path(place))
+            Path(place).chmod(READABLE)
             try:
                 Path(place).rename(folder)
             except OSError:
@@ -174,7 +176,7 @@ def _remove_older(path: Path, kept: Path) -> None:
 def _make(path: Path, folder: Path) -> None:
     """Derive and save in a process of its own: what it takes, about twice the file, is gone when it ends."""
     LOG.info("prepacking the weights of %s, once", path)
-    words = [sys.executable, "-m", "featherbed.run.prepack", str(path.absolute()), str(folder)]
+    words = [sys.executable, "-P", "-m", "featherbed.run.prepack", str(path.absolute()), str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode == UNFIT:
         LOG.info("%s stays as it is: prepacked it gives other vectors", path)

@@ -116,5 +116,5 @@ def _indifferent(reader: Node, y: str, late: set[str]) -> bool:
     if reader.op == NORM:
         return reader.inputs[0] == y
     if reader.op == "Mul":  # by something that is not itself without its scale: one scale is carried, not two
-        return reader.outputs[0] in late and reader.inputs[1] == y
+        return reader.outputs[0] in late and reader.inputs[1] == y != reader.inputs[0]
     return reader.op == "Reshape" and reader.inputs[0] == y and reader.outputs[0] in late
