@@ -9,14 +9,13 @@ from pathlib import Path
 
 def cpu() -> tuple[str, frozenset[str]]:
     """Model name, and the flags Linux gives it (none elsewhere)."""
-    model, flags = platform.processor() or platform.machine(), frozenset[str]()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
         fields = {key.strip(): value.strip() for key, value in fields.items()}
-        model = fields.get("model name", model)
-        flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
-    return model, flags
+        flags = (fields.get("flags") or fields.get("Features") or "").split()
+        return fields.get("model name") or platform.machine(), frozenset(flags)
+    return platform.processor() or platform.machine(), frozenset()
 
 
 def cores() -> int:

@@ -65,7 +65,7 @@ def _prune(graph: GraphProto) -> None:
     for node in reversed(graph.node):
         if needed & set(node.output):
             kept.append(node)
-            needed |= set(node.input) | _captured(node)
+            needed |= (set(node.input) | _captured(node)) - {""}
     _replace(graph, kept[::-1])
     for weight in [w for w in graph.initializer if w.name not in needed]:
         graph.initializer.remove(weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from featherbed.errors import OptionError, TextError
 from featherbed.folder import ModelFolder, open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run import heap
-from featherbed.run.batches import Batch, batches
+from featherbed.run.batches import LONG_TOKENS, Batch, batches
 from featherbed.run.pooling import check_mask, normalize, pool
 from featherbed.run.prompts import Prompts, Seen
 from featherbed.run.session import SMALL_TOKENS, Engine, Memory, Session, require
@@ -144,11 +144,15 @@ class Embedder:
         *,
         truncate_dim: int | None = None,
         progress: Progress = silent,
-    ) -> Iterator[Vectors]:
+    ) -> Generator[Vectors]:
         """``encode`` of texts without end: vectors [n, D] of the next n texts, in their order.
 
         Holds two windows of at most WINDOW_TEXTS texts, however many there are. Raises as ``encode``, at the text.
         """
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise TextError(
+                "texts", expected="several strings", found=type(texts).__name__, remedy="pass a list of them, or encode"
+            )
         asked = Asked(self._prompt(prompt_name, None), self._width(truncate_dim), True)
         yield from self._windows(texts, asked, lambda done: progress("embed", done, 0))
 
@@ -187,7 +191,8 @@ class Embedder:
                 heap.give_back()
 
     def _jobs(self, ids: Sequence[Sequence[int]], asked: Asked) -> Iterator[tuple[Places, Job]]:
-        seen = self._prompts.get(asked.prompt, len(ids)) if self._prompts and asked.prompt and asked.unit else None
+        kept = self._prompts if asked.prompt and asked.unit and self._session.keeps_past else None
+        seen = kept.get(asked.prompt, len(ids)) if kept else None
         rest = []
         for place, row in enumerate(ids):
             if seen is not None and _goes_behind(seen, row, len(ids) == 1):
@@ -361,7 +366,7 @@ def _goes_behind(seen: Seen, row: Sequence[int], single: bool) -> bool:
     """Whether a row begins with the prompt, and is short enough: a long one is better off in a batch of its like."""
     kept = len(seen.ids)
     # two tokens at least: the kernel for a single one rounds otherwise
-    return len(row) > kept + 1 and (single or len(row) <= 2 * kept) and list(row[:kept]) == seen.ids
+    return kept + 1 < len(row) <= LONG_TOKENS and (single or len(row) <= 2 * kept) and list(row[:kept]) == seen.ids
 
 
 def _rows(texts: object) -> list[str]:

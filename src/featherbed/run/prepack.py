@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,34 +64,33 @@ class Prepacked:
 def default_cache() -> Path:
     """FEATHERBED_CACHE, or the user's cache folder."""
     own = os.environ.get("FEATHERBED_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return (Path(own) if own else Path(base) / "featherbed") / "prepacked"
+    base = os.environ.get("XDG_CACHE_HOME")
+    home = Path(own) if own else (Path(base) if base else Path.home() / ".cache") / "featherbed"
+    return home / "prepacked"
 
 
-def prepacked(path: Path, cache: Path) -> Prepacked | None:
+def prepacked(path: Path, cache: Path | None = None) -> Prepacked | None:
     """The entry of ``cache`` for the graph at ``path``, made if need be; None, and the log says why, if it cannot.
 
-    The folder beside a new entry is the only thing written. Entries made of an earlier file at ``path`` are removed.
+    Nothing is written but the new entry. Those that this onnxruntime on this CPU made of an earlier file at ``path``
+    are removed.
     """
     try:
+        cache = cache or default_cache()
         folder = cache / key(path)
         if _sound(folder):
             return Prepacked(folder)
         if reason := _unfit(folder):
             LOG.debug("%s is loaded without prepacked weights: %s", path, reason)
             return None
-        shutil.rmtree(folder, ignore_errors=True)
         cache.mkdir(parents=True, exist_ok=True)
+        _remove_left(cache)
         _check_room(path, cache)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as place:
             _make(path, Path(place))
             _write_entry(path, Path(place))
             Path(place).chmod(READABLE)
-            try:
-                Path(place).rename(folder)
-            except OSError:
-                if not (_sound(folder) or _unfit(folder)):  # another process was faster, or it is a true failure
-                    raise
+            _put(Path(place), folder)
             Path(place).mkdir(exist_ok=True)  # what TemporaryDirectory removes
         _remove_older(path, folder)
         return Prepacked(folder) if _sound(folder) else None
@@ -99,14 +99,39 @@ def prepacked(path: Path, cache: Path) -> Prepacked | None:
         return None
 
 
+def _put(place: Path, folder: Path) -> None:
+    """Rename a new entry to its key, unless another process was faster. Raises OSError."""
+    if _sound(folder) or _unfit(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        place.rename(folder)
+    except OSError:
+        if not (_sound(folder) or _unfit(folder)):  # faster in this very moment, or a true failure
+            raise
+
+
+def _remove_left(cache: Path) -> None:
+    """Remove what processes that were killed left behind."""
+    for place in cache.glob(".new-*"):
+        if place.stat().st_mtime < time.time() - 2 * TIMEOUT_S:
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def key(path: Path) -> str:
     """Names the entry of a graph: its bytes, its sidecars' sizes, times and samples, onnxruntime, the CPU's flags."""
-    digest = hashlib.sha256(f"{FORMAT} {ort.__version__} {' '.join(sorted(cpu()[1]))} {cpu()[0]}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT} {_maker()}\n".encode())
     with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
     for sidecar in _sidecars(path):
         digest.update(f"{sidecar.name} {sidecar.stat().st_mtime_ns} {sample(sidecar)}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def _maker() -> str:
+    """What lays weights out, and for whom: a layout is of no use to another."""
+    model, flags = cpu()
+    return f"onnxruntime {ort.__version__} {model} {' '.join(sorted(flags))}"
 
 
 def size_bytes(path: Path) -> int:
@@ -135,7 +160,7 @@ def _sound(folder: Path) -> bool:
     try:
         entry = json.loads((folder / ENTRY).read_text("utf-8"))
         return bool(entry["files"]) and all(sample(folder / name) == found for name, found in entry["files"].items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -148,7 +173,8 @@ def _unfit(folder: Path) -> str:
 
 
 def _write_entry(path: Path, folder: Path) -> None:
-    entry = {"source": str(path.absolute()), "files": {p.name: sample(p) for p in sorted(folder.iterdir())}}
+    files = {p.name: sample(p) for p in sorted(folder.iterdir())}
+    entry: dict[str, Any] = {"source": str(path.absolute()), "maker": _maker(), "files": files}
     if not entry["files"]:
         entry["unfit"] = f"prepacked by onnxruntime {ort.__version__} it gives other vectors"
     for file in folder.iterdir():
@@ -166,10 +192,11 @@ def _check_room(path: Path, cache: Path) -> None:
 def _remove_older(path: Path, kept: Path) -> None:
     for entry in kept.parent.glob(f"*/{ENTRY}"):
         try:
-            source = json.loads(entry.read_text("utf-8")).get("source")
-        except (OSError, ValueError, AttributeError):
+            found = json.loads(entry.read_text("utf-8"))
+            same = (found["source"], found["maker"]) == (str(path.absolute()), _maker())
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-        if entry.parent != kept and source == str(path.absolute()):
+        if entry.parent != kept and same:
             shutil.rmtree(entry.parent, ignore_errors=True)
 
 
@@ -196,19 +223,18 @@ def main(source: str, out: str) -> int:
     from featherbed.run import derive
 
     path, folder = Path(source), Path(out)
-    graph = derive.engine_graph(onnx.load(path, load_external_data=False))
-    saving = {
-        "session.model_external_initializers_file_folder_path": str(path.parent),
+    plain = onnx.load(path, load_external_data=False)
+    reading = {"session.model_external_initializers_file_folder_path": str(_follow_links(plain, path.parent))}
+    saving = reading | {
         "session.optimized_model_external_initializers_file_name": DATA,
         "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         "session.save_external_prepacked_constant_initializers": "1",
     }
     shapes = (IDS, IDS[:1], IDS[:1, :1])  # kernels for one row are others
-    plain = _session(graph.SerializeToString(), saving, folder / ENGINE)
-    expected = [_run(plain, ids) for ids in shapes]
-    del plain
-    mapped = _session(str(folder / ENGINE), {})
-    if not all(_same(vectors, _run(mapped, ids)) for vectors, ids in zip(expected, shapes, strict=True)):
+    expected = _answers(_session(plain.SerializeToString(), reading), shapes)
+    _session(derive.engine_graph(plain).SerializeToString(), saving, folder / ENGINE)  # saved, and let go
+    found = _answers(_session(str(folder / ENGINE), {}), shapes)
+    if not all(_same(*pair) for pair in zip(expected, found, strict=True)):
         return UNFIT
     engine = onnx.load(folder / ENGINE, load_external_data=False)
     if derive.has_past(engine):
@@ -217,6 +243,19 @@ def main(source: str, out: str) -> int:
             onnx.save(form(engine), folder / name)
         _check_forms(folder, expected[1])
     return 0
+
+
+def _follow_links(model: Any, folder: Path) -> Path:
+    """Name external data as they are really called, and return the folder they are in.
+
+    onnxruntime refuses links that lead out of a folder, and a Hub cache is made of them.
+    """
+    parent = folder
+    for weight in model.graph.initializer:
+        for entry in (e for e in weight.external_data if e.key == "location"):
+            real = (folder / entry.value).resolve()
+            entry.value, parent = real.name, real.parent
+    return parent
 
 
 def _check_forms(folder: Path, expected: dict[str, Array]) -> None:
@@ -240,6 +279,11 @@ def _session(graph: bytes | str, entries: dict[str, str], save: Path | None = No
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+def _answers(session: ort.InferenceSession, shapes: tuple[Array, ...]) -> list[dict[str, Array]]:
+    """Outputs for each of several rows of ids."""
+    return [_run(session, ids) for ids in shapes]
+
+
 def _run(session: ort.InferenceSession, ids: Array, past: dict[str, Array] | None = None) -> dict[str, Array]:
     """All outputs by name, of rows of ids without padding."""
     feeds = {
@@ -253,9 +297,9 @@ def _run(session: ort.InferenceSession, ids: Array, past: dict[str, Array] | Non
     return dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in wanted}), strict=True))
 
 
-def _same(a: dict[str, Array], b: dict[str, Array]) -> bool:
-    """Whether all outputs agree to SAME of their length: far above rounding, far below a wrong weight."""
-    return all(np.linalg.norm(a[name] - b[name]) <= SAME * np.linalg.norm(a[name]) for name in a)
+def _same(expected: dict[str, Array], found: dict[str, Array]) -> bool:
+    """Whether all that was found is as expected to SAME of its length: far above rounding, far below a wrong weight."""
+    return all(np.linalg.norm(expected[n] - found[n]) <= SAME * np.linalg.norm(expected[n]) for n in found)
 
 
 if __name__ == "__main__":

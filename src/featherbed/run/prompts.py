@@ -18,7 +18,7 @@ from featherbed.run.tokens import Tokenizer
 
 Past = dict[str, npt.NDArray[np.float32]]
 MOST_PROMPTS = 8
-LEAST_TOKENS = 4  # a shorter prompt is not worth a run of its own a text
+LEAST_TOKENS, MOST_TOKENS = 4, 256  # a shorter one is not worth a run a text; a longer one takes too much memory
 ENDINGS = (
     "a",
     " a",
@@ -50,7 +50,7 @@ class Prompts:
     def __init__(self, tokenizer: Tokenizer, compute: Callable[[list[int]], Past]) -> None:
         self._tokenizer, self._compute = tokenizer, compute
         self._seen: OrderedDict[str, Seen | None] = OrderedDict()
-        self._once: set[str] = set()
+        self._once: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, prompt: str, texts: int) -> Seen | None:
@@ -61,11 +61,13 @@ class Prompts:
         with self._lock:
             if prompt not in self._seen:
                 if texts == 1 and prompt not in self._once:
-                    self._once.add(prompt)
+                    self._once[prompt] = None
+                    if len(self._once) > MOST_PROMPTS:
+                        self._once.popitem(last=False)
                     return None
                 ids = stable(self._tokenizer, prompt)
-                self._seen[prompt] = Seen(ids, self._compute(ids)) if len(ids) >= LEAST_TOKENS else None
-                self._once.discard(prompt)
+                self._seen[prompt] = Seen(ids, self._compute(ids)) if LEAST_TOKENS <= len(ids) <= MOST_TOKENS else None
+                self._once.pop(prompt, None)
                 if len(self._seen) > MOST_PROMPTS:
                     self._seen.popitem(last=False)
             self._seen.move_to_end(prompt)
@@ -74,7 +76,8 @@ class Prompts:
     @property
     def size_bytes(self) -> int:
         """Memory of all prompts that are kept."""
-        return sum(seen.size_bytes for seen in self._seen.values() if seen)
+        with self._lock:
+            return sum(seen.size_bytes for seen in self._seen.values() if seen)
 
 
 def stable(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -36,7 +36,8 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 class Memory:
     """What is kept where. ``cache`` is the folder of prepacked weights, None the user's own, False none.
 
-    ``prepack`` False leaves float weights mapped from the file: slower, but they are not copied into memory.
+    ``prepack`` False leaves float weights mapped from the file: slower, but they are not copied into memory; weights
+    in 8 and 4 bits then go through other kernels, which round otherwise.
     ``prompts`` keeps the keys and values of prompts, so that a decoder computes each prompt once.
     """
 
@@ -50,8 +51,8 @@ class Engine:
     """How a session runs.
 
     ``threads`` are the cores it may keep busy, all of them by default. ``pool_size`` runs go on at a time, each on
-    threads / pool_size of them; by default a lone batch takes all threads, and several batches run side by side on
-    one thread each. ``provider`` is cpu, cuda, coreml, openvino or auto.
+    threads / pool_size of them, at least one; by default a lone batch takes all threads, and several batches run side
+    by side, at most MOST_RUNS, on equal shares. ``provider`` is cpu, cuda, coreml, openvino or auto.
     """
 
     threads: int | None = None
@@ -71,7 +72,8 @@ class Engine:
         if self.pool_size is not None:
             each = max(1, threads // self.pool_size)
             return each, each, self.pool_size
-        runs = min(threads, MOST_RUNS)
+        # the number of runs that leaves the fewest threads over; of several, the most runs
+        runs = max(range(min(2, threads), min(threads, MOST_RUNS) + 1), key=lambda n: (threads // n * n, n))
         return threads, threads // runs, runs
 
 
@@ -122,10 +124,12 @@ class Session:
         fitting = self._engine.memory.prepack and self._providers == choose(CPU, ort.get_available_providers())
         if cache is False or not fitting or (cache is None and prepack.size_bytes(self._path) < prepack.LEAST_BYTES):
             return None
-        return prepack.prepacked(self._path, cache or prepack.default_cache())
+        return prepack.prepacked(self._path, Path(cache) if cache else None)
 
     def _open(self, graph: Path, threads: int) -> ort.InferenceSession:
-        """The session of ``graph`` on ``threads`` threads, opened once."""
+        """The session of ``graph`` on ``threads`` threads, opened once; of the file where the cache was emptied."""
+        if (graph, threads) not in self._opened and not graph.is_file():
+            graph, threads = self._path, self._alone
         with self._lock:
             if (graph, threads) not in self._opened:
                 self._opened[graph, threads] = self._load(graph, threads)
@@ -189,11 +193,11 @@ class Session:
         return self._run(self._open(graph, self._alone if alone else self._among), batch, SENTENCE, alone)
 
     def hidden(self, batch: Batch) -> Vectors:
-        """Hidden states [B, T, D], from the file itself: the engine's graph has none.
+        """Hidden states [B, T, D], from the file itself where the engine's graph has none.
 
         Raises EngineError when the file gives pooled vectors only.
         """
-        session = self._open(self._path, self._alone)
+        session = self._open(self._graph if HIDDEN in self.outputs else self._path, self._alone)
         found = [o.name for o in session.get_outputs()]
         if HIDDEN not in found:
             raise EngineError(
