@@ -140,7 +140,7 @@ def one_model(model: Model, options: argparse.Namespace, work: Path) -> dict[str
     rows = fixed(config["vocab_size"], model.shapes)
     if options.texts:
         rows[MIXED] = mixed(model.checkpoint, options.texts, options.text_count)
-        rows[WARM] = rows[MIXED][:32]
+        rows[WARM] = rows[MIXED][:8]
     return {"workloads": described(rows), "results": measure(model, rows, options, work)}
 
 
