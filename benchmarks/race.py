@@ -98,6 +98,8 @@ class Lane:
         """One round of a line; number 0 warms up."""
         if not self.has_turn(line, number, rounds):
             return
+        if number and line not in REPEATS and not line.startswith(MIXED):
+            self.ask(line)  # unmeasured: while others had their turns, the system may have taken mapped pages back
         answers = [self.ask(line) for _ in range(REPEATS.get(line, 1) if number else 1)]
         if not all(answers):
             return
