@@ -19,6 +19,7 @@ SMALL, LARGE = 1_000, 100_000
 STARTS, FEWS = 5, 5
 POOL = 4
 LONG_TOKENS = 8192
+TURNS, QUERY_ROUNDS = 4, 5
 COLD = "import sys; from featherbed import Embedder; Embedder(sys.argv[1], sys.argv[2]).encode('a first text')"
 
 
@@ -37,7 +38,7 @@ class Costs:
             "memory": self.memory,
             "pool": self.pool,
             "processes": self.processes,
-            "prompt": lambda: self.once("prompt", "int8", 6),
+            "prompt": self.prompt,
             "cold_start_s": self.cold,
             "many_texts": self.many,
             "long_text": lambda: {"tokens": LONG_TOKENS, **self.once("long", "int8", LONG_TOKENS)},
@@ -62,6 +63,23 @@ class Costs:
         """After four batches of 1,024 tokens with ids of the whole vocabulary."""
         return {name: self.once("memory", name, 0, 4, 8) for name in ("int8", "int4", "int4-small")}
 
+    def prompt(self) -> dict[str, Any]:
+        """A query behind a prompt that is kept, against one that is not: in turn, in processes of their own."""
+        times: dict[str, list[float]] = {"kept": [], "plain": []}
+        for _ in range(TURNS):
+            found = {mode: self.once("prompt", "int8", mode, QUERY_ROUNDS) for mode in times}
+            for mode, seconds in times.items():
+                seconds += found[mode].pop("seconds")
+        kept, plain = (1000 * statistics.median(seconds) for seconds in times.values())
+        same = found["kept"].pop("digest") == found["plain"].pop("digest")
+        return {
+            **found["kept"],
+            "kept_ms": round(kept, 2),
+            "plain_ms": round(plain, 2),
+            "ratio": round(kept / plain, 3),
+            "same_vectors": same,
+        }
+
     def pool(self) -> dict[str, Any]:
         """One run at a time against POOL of them, on the same work."""
         one, many = (self.once("memory", "int8", size, 4, 32) for size in (1, POOL))
@@ -85,10 +103,17 @@ class Costs:
             for _ in range(count)
         ]
         try:
+            for _ in range(2):  # the second time all are alive, and have just used all of what they map
+                for process in running:
+                    assert process.stdin is not None
+                    assert process.stdout is not None
+                    if not process.stdout.readline():
+                        raise FailedError("a process of several ended before it had answered")
+                    process.stdin.write("again\n")
+                    process.stdin.flush()
             for process in running:
                 assert process.stdout is not None
-                if not process.stdout.readline():
-                    raise FailedError("a process of several ended before it had answered")
+                process.stdout.readline()
             return [memory_mib(process.pid)["pss_mib"] for process in running]
         finally:
             for process in running:

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,15 +144,16 @@ def one_model(model: Model, options: argparse.Namespace, work: Path) -> dict[str
     return {"workloads": described(rows), "results": measure(model, rows, options, work)}
 
 
-def both(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The 0.6B shape and MiniLM, the wall, and what they say of each other."""
+def parts(options: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
+    """MiniLM; the 0.6B shape, the wall, and what they say of each other; what the engine takes beside time."""
     checkpoint, texts = work / QWEN3, bool(options.texts)
-    contenders = qwen3(checkpoint, work, tuple(options.variants.split(",")), texts)
-    big = one_model(Model(checkpoint, contenders, tuple(SHAPES), options.rounds), options, work)
     small = NOT_GIVEN
     if options.minilm:
         contenders, rounds = minilm(options.minilm, work, texts), MINILM_ROUNDS * options.rounds
         small = one_model(Model(options.minilm, contenders, MINILM_SHAPES, rounds), options, work)
+    yield {MINILM: small}
+    contenders = qwen3(checkpoint, work, tuple(options.variants.split(",")), texts)
+    big = one_model(Model(checkpoint, contenders, tuple(SHAPES), options.rounds), options, work)
     operations = operations_per_token(json.loads((checkpoint / "config.json").read_text("utf-8")))
     at_wall = tokens_per_s(big["results"], "wall", "8x128")
     wall = {
@@ -160,13 +161,8 @@ def both(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "gop_per_s": round(at_wall * operations / 1e9, 1) if at_wall else None,
         "tokens_per_s": at_wall,
     }
-    return {
-        "wall": wall,
-        QWEN3: big,
-        MINILM: small,
-        "ratios": ratios(big["results"], small["results"]),
-        "costs": costs(options, work),
-    }
+    yield {"wall": wall, QWEN3: big, "ratios": ratios(big["results"], small["results"])}
+    yield {"costs": costs(options, work)}
 
 
 def costs(options: argparse.Namespace, work: Path) -> dict[str, Any] | None:
@@ -190,10 +186,13 @@ def main() -> None:
     os.environ["FEATHERBED_CACHE"] = str(work / "cache")  # of the runners of ours: the first to load fills it
     if options.fresh:
         shutil.rmtree(work / "cache", ignore_errors=True)
-    result = {"machine": machine(), "commit": commit(), "rounds": options.rounds, **both(options, work)}
+    result: dict[str, Any] = {"machine": machine(), "commit": commit(), "rounds": options.rounds}
+    for part in parts(options, work):
+        result |= part
+        document = json.dumps(result, indent=2, ensure_ascii=False).replace(f"{work}/", "")  # a reason may name a file
+        (work / "engine.json").write_text(document + "\n", "utf-8")  # an hour's work: kept, were the rest to fail
     options.out.parent.mkdir(exist_ok=True)
-    document = json.dumps(result, indent=2, ensure_ascii=False)
-    options.out.write_text(document.replace(f"{work}/", "") + "\n", "utf-8")  # a reason may name a file of this machine
+    shutil.copyfile(work / "engine.json", options.out)
     shown = {key: result[key] for key in ("wall", "ratios", "costs")}
     print(json.dumps(shown, indent=2, ensure_ascii=False))
     if not options.work:

@@ -3,17 +3,19 @@
 python -m runners.once QUESTION FOLDER VARIANT [WORD…]      (in the folder benchmarks)
 
 memory POOL BATCHES ROWS    memory after batches of ROWS × 128 ids of the whole vocabulary; POOL 0 is the default
-stay POOL                   the same after one batch, then live on until a line is heard
-prompt ROUNDS               a query behind its instruction: seconds with and without what is kept of it
+stay POOL                   the same after one batch, and again after another at every line that says so
+prompt MODE ROUNDS          a query behind its instruction, of which something is kept or nothing (plain)
 long TOKENS                 one text of so many tokens
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from memory import memory_mib
@@ -48,36 +50,31 @@ def memory(embedder: Embedder, batches: int, rows: int) -> dict[str, float]:
     return {"tokens_per_s": round(rows * TOKENS / statistics.median(times), 1), **memory_mib("self")}
 
 
-def prompt(folder: str, variant: str, rounds: int) -> dict[str, float]:
-    """Medians of single queries, in turn with and without the kept prompt, and the largest difference of a vector."""
-    kept, plain = Embedder(folder, variant), Embedder(folder, variant, memory=Memory(prompts=False))
-    times: dict[Embedder, list[float]] = {kept: [], plain: []}
-    worst = 0.0
+def prompt(folder: str, variant: str, mode: str, rounds: int) -> dict[str, Any]:
+    """Seconds of single queries, and a digest of their vectors. ``mode`` kept or plain: what the prompt leaves."""
+    embedder = Embedder(folder, variant, memory=Memory(prompts=mode == "kept"))
+    seconds, digest = [], hashlib.sha256()
     for number in range(rounds + 1):
         for query in QUERIES:
-            vectors = []
-            for embedder, seconds in times.items():
-                started = time.perf_counter()
-                vectors.append(embedder.encode(query, prompt=INSTRUCTION))
-                if number:
-                    seconds.append(time.perf_counter() - started)
-            worst = max(worst, float(np.abs(vectors[0] - vectors[1]).max()))
-    count = len(kept.ids([INSTRUCTION])[0]) - 1
-    lengths = [len(row) - 1 for row in kept.ids(list(QUERIES))]
+            started = time.perf_counter()
+            vector = embedder.encode(query, prompt=INSTRUCTION)
+            if number:
+                seconds.append(time.perf_counter() - started)
+            digest.update(vector.tobytes())
+    lengths = [len(row) - 1 for row in embedder.ids(list(QUERIES))]
     return {
-        "prompt_tokens": count,
+        "prompt_tokens": len(embedder.ids([INSTRUCTION])[0]) - 1,
         "query_tokens": round(statistics.mean(lengths), 1),
-        "kept_ms": round(1000 * statistics.median(times[kept]), 2),
-        "plain_ms": round(1000 * statistics.median(times[plain]), 2),
-        "largest_difference": worst,
-        "kept_mib": round(kept.prompts_bytes / 2**20, 2),
+        "kept_mib": round(embedder.prompts_bytes / 2**20, 2),
+        "seconds": seconds,
+        "digest": digest.hexdigest(),
     }
 
 
-def main(question: str, folder: str, variant: str, *words: str) -> dict[str, float]:
+def main(question: str, folder: str, variant: str, *words: str) -> dict[str, Any]:
     """The answer."""
     if question == "prompt":
-        return prompt(folder, variant, int(words[0]))
+        return prompt(folder, variant, words[0], int(words[1]))
     if question == "long":
         embedder = Embedder(folder, variant)
         ids = np.random.default_rng(SEED).integers(0, embedder.spec.vocab_size, int(words[0])).tolist()
@@ -87,10 +84,16 @@ def main(question: str, folder: str, variant: str, *words: str) -> dict[str, flo
     embedder = Embedder(folder, variant, pool_size=int(words[0]) or None)
     if question == "memory":
         return memory(embedder, int(words[1]), int(words[2]))
-    return memory(embedder, 1, 8)
+    while say(memory(embedder, 1, 8)) == "again":
+        pass
+    return {}
+
+
+def say(answer: dict[str, Any]) -> str:
+    """One line out, one line in: the next word, nothing at the end."""
+    print(json.dumps(answer), flush=True)
+    return sys.stdin.readline().strip()
 
 
 if __name__ == "__main__":
     print(json.dumps(main(*sys.argv[1:])), flush=True)
-    if sys.argv[1] == "stay":
-        sys.stdin.readline()

@@ -234,6 +234,7 @@ def test_memory_is_handed_back_after_much_work_and_not_after_a_short_text(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedder, given_back = opened("bert-mean", "int8"), list[bool]()
+    monkeypatch.setattr(room, "SMALL_NUMBERS", 10 * embedder.spec.dim)
     monkeypatch.setattr(heap, "give_back", lambda: given_back.append(True))
     embedder.encode("rain")
     assert given_back == []

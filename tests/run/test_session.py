@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from featherbed.errors import EngineError, ModelFolderError, OptionError
 from featherbed.run import session as room
 from featherbed.run.batches import LONG_TOKENS, collate
-from featherbed.run.session import MOST_RUNS, SMALL_TOKENS, Engine, Memory, Session, require
+from featherbed.run.session import MOST_RUNS, SMALL_NUMBERS, WIDTH, Engine, Memory, Session, require
 
 TOKENS, DIM = 8, 3
 TABLE = np.arange(TOKENS * DIM, dtype=np.float32).reshape(TOKENS, DIM)
@@ -221,11 +221,11 @@ def test_threads_among_many_callers_do_not_wait_in_circles(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "alone", "given_back"),
-    [(SMALL_TOKENS, True, False), (SMALL_TOKENS + 1, True, True), (1, False, True), (SMALL_TOKENS + 1, False, True)],
+    ("numbers", "alone", "given_back"),
+    [(0, True, False), (1, True, True), (0, False, False), (1, False, True)],
 )
-def test_only_a_short_text_alone_keeps_what_it_took_for_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, alone: bool, given_back: bool
+def test_only_a_small_run_keeps_what_it_took_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int, alone: bool, given_back: bool
 ) -> None:
     said: list[str] = []
 
@@ -235,8 +235,9 @@ def test_only_a_short_text_alone_keeps_what_it_took_for_the_next_one(
             super().add_run_config_entry(key, value)
 
     monkeypatch.setattr(onnxruntime, "RunOptions", Options)
-    session = Session(Sketch(output="sentence_embedding").write(tmp_path / "a.onnx"))
-    batch = collate([[1] * tokens], 0)
+    path = Sketch(output="sentence_embedding").write(tmp_path / "a.onnx")
+    session = Session(path)
+    batch = collate([[1] * (SMALL_NUMBERS // WIDTH + numbers)], 0)
     assert np.array_equal(session.vectors(batch, alone), plain(batch.ids))
     assert said == (["memory.enable_memory_arena_shrinkage=cpu:0"] if given_back else [])
 

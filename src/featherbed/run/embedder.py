@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from featherbed.run import heap
 from featherbed.run.batches import LONG_TOKENS, Batch, batches
 from featherbed.run.pooling import check_mask, normalize, pool
 from featherbed.run.prompts import Prompts, Seen
-from featherbed.run.session import SMALL_TOKENS, Engine, Memory, Session, require
+from featherbed.run.session import SMALL_NUMBERS, Engine, Memory, Session, require
 from featherbed.run.tokens import Tokenizer, Tokens, check_texts
 from featherbed.spec import Spec, read_spec
 
@@ -33,11 +33,10 @@ Job = Callable[[bool], Vectors]  # called with ``alone``
 LOG = logging.getLogger("featherbed")
 AUTO = "auto"
 PREFERENCE = ("int8", "int8-block", "fp32")  # fastest first, among variants that passed their gates
-QUERY_PROMPTS = ("query",)
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")
+HEAD_START_S = 0.1  # tokenizers holds the interpreter while it reads; onnxruntime needs it only to begin
 PATIENCE_S = 1.0  # for a window to be tokenized; an interrupt is not to wait for standard input
-# texts tokenized and sorted together: enough to fill batches, little enough to hold
-WINDOW_TEXTS, WINDOW_CHARACTERS = 2048, 2**20
+WINDOW_TEXTS, WINDOW_CHARACTERS = 2048, 2**20  # tokenized and sorted together: enough to fill batches
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class Embedder:
         engine = Engine(threads, pool_size, provider, memory or Memory())
         with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long to read as mapped weights
             session = beside.submit(Session, path, engine, width=self.spec.dim)
+            wait([session], HEAD_START_S)
             self._tokenizer = Tokenizer(home, self.spec)
             self._session = session.result()
         self.provider = self._session.provider
@@ -187,7 +187,7 @@ class Embedder:
             else:
                 yield from _side_by_side(jobs, self._session.runs)
         finally:
-            if sum(map(len, ids)) > SMALL_TOKENS:
+            if sum(map(len, ids)) * self.spec.dim > self._session.runs * SMALL_NUMBERS:
                 heap.give_back()
 
     def _jobs(self, ids: Sequence[Sequence[int]], asked: Asked) -> Iterator[tuple[Places, Job]]:

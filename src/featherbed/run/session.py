@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from featherbed.cpu import cores
 from featherbed.errors import EngineError, ModelFolderError, OptionError
-from featherbed.run import prepack
+from featherbed.run import heap, prepack
 from featherbed.run.batches import LONG_TOKENS, Batch
 from featherbed.run.providers import AUTO, CPU, check_used, choose
 
@@ -24,7 +24,8 @@ KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 FATAL = 4  # onnxruntime's severity: what fails is raised as our error, not printed as well
 MOST_RUNS = 4  # concurrent runs that a session without pool_size makes
 SHARED_BYTES = 64 * 2**20  # a file below it is loaded twice without a thought
-SMALL_TOKENS = 256  # a lone run of so few keeps what it took: giving it back would cost a third of its speed
+SMALL_NUMBERS = 2**18  # tokens × width: a run of so few keeps what it took, or it would lose a third of its speed
+WIDTH = 1024  # where nobody said one
 SHRINK = "memory.enable_memory_arena_shrinkage"
 
 Vectors = npt.NDArray[np.float32]
@@ -39,11 +40,14 @@ class Memory:
     ``prepack`` False leaves float weights mapped from the file: slower, but they are not copied into memory; weights
     in 8 and 4 bits then go through other kernels, which round otherwise.
     ``prompts`` keeps the keys and values of prompts, so that a decoder computes each prompt once.
+    ``give_back`` has glibc map large blocks, so that what a run took leaves the process with it; it holds for the
+    whole process from the first session on. False leaves the C library as it is.
     """
 
     cache: Path | Literal[False] | None = None
     prepack: bool = True
     prompts: bool = True
+    give_back: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Session:
             )
         self._path, self._width, self._engine = path, width, engine or Engine()
         self._providers = choose(self._engine.provider, ort.get_available_providers())
+        if self._engine.memory.give_back:
+            heap.map_large_blocks()
         self._alone, self._among, self.runs = self._engine.lanes()
         self._lock = threading.Lock()
         self._opened: dict[tuple[Path, int], ort.InferenceSession] = {}
@@ -190,7 +196,7 @@ class Session:
         """Unit vectors [B, D] from a graph that pools. ``alone`` False leaves cores to the runs beside this one."""
         long = self.prepacked and self.prepacked.graph(prepack.LONG)
         graph = long if long and batch.ids.shape[1] > LONG_TOKENS else self._graph
-        return self._run(self._open(graph, self._alone if alone else self._among), batch, SENTENCE, alone)
+        return self._run(self._open(graph, self._alone if alone else self._among), batch, SENTENCE)
 
     def hidden(self, batch: Batch) -> Vectors:
         """Hidden states [B, T, D], from the file itself where the engine's graph has none.
@@ -234,12 +240,13 @@ class Session:
         feeds: Feeds = {"input_ids": row, "attention_mask": np.ones_like(row), **past}
         return np.asarray(self._call(session, [SENTENCE], feeds)[0], np.float32)
 
-    def _run(self, session: ort.InferenceSession, batch: Batch, output: str, alone: bool = True) -> Vectors:
+    def _run(self, session: ort.InferenceSession, batch: Batch, output: str) -> Vectors:
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(batch.ids)
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        result = self._call(session, [output], feeds, keep=alone and batch.ids.size <= SMALL_TOKENS)[0]
+        small = batch.ids.size * (self._width or WIDTH) <= SMALL_NUMBERS
+        result = self._call(session, [output], feeds, keep=small)[0]
         right = result.ndim == (2 if output == SENTENCE else 3) and result.shape[-1] == self._width
         if self._width is not None and not right:
             raise EngineError(
