@@ -66,12 +66,13 @@ class Costs:
     def prompt(self) -> dict[str, Any]:
         """A query behind a prompt that is kept, against one that is not: in turn, in processes of their own."""
         times: dict[str, list[float]] = {"kept": [], "plain": []}
+        same = True
         for _ in range(TURNS):
             found = {mode: self.once("prompt", "int8", mode, QUERY_ROUNDS) for mode in times}
             for mode, seconds in times.items():
                 seconds += found[mode].pop("seconds")
+            same &= found["kept"].pop("digest") == found["plain"].pop("digest")
         kept, plain = (1000 * statistics.median(seconds) for seconds in times.values())
-        same = found["kept"].pop("digest") == found["plain"].pop("digest")
         return {
             **found["kept"],
             "kept_ms": round(kept, 2),

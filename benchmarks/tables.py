@@ -64,6 +64,12 @@ def short(engine: dict[str, Any]) -> str:
             f" The INT8 matrix products alone run at {wall['gop_per_s']:.0f} GOP/s here: {wall['tokens_per_s']:.0f} "
             "tokens/s, if nothing else took time."
         )
+    if engine["costs"]:
+        fresh = ", ".join(f"`{name}` {one['rss_mib']:.0f}" for name, one in engine["costs"]["memory"].items())
+        about += (
+            " All processes wait for their turns, and the system may take mapped pages of ours back meanwhile: RSS of "
+            f"fresh processes that never waited, in MiB, {fresh}."
+        )
     return f"{markdown(head, rows)}\n\n{about}"
 
 

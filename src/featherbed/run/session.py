@@ -41,7 +41,7 @@ class Memory:
     in 8 and 4 bits then go through other kernels, which round otherwise.
     ``prompts`` keeps the keys and values of prompts, so that a decoder computes each prompt once.
     ``give_back`` has glibc map large blocks, so that what a run took leaves the process with it; it holds for the
-    whole process from the first session on. False leaves the C library as it is.
+    whole process from the first session on. False leaves glibc's own sizes as they are.
     """
 
     cache: Path | Literal[False] | None = None
