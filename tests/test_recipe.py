@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -16,22 +17,35 @@ from featherbed.recipe import (
     BlockwiseLinear,
     BlockwiseTable,
     DynamicLinear,
+    Explicit,
+    LinearStep,
+    MixedLinear,
     PerTokenLinear,
+    Recipe,
+    Rotate,
     Shelf,
+    Smooth,
+    Step,
+    calibrated,
     recipe,
     recipes,
 )
 
-BITS = {"fp32": 32, "int8": 8, "int8-block": 8, "int4": 4, "int4-small": 4, "int8-dynamic": 8, "q4": 4}
-STEPS = {
+BITS = {
+    "fp32": 32, "int8": 8, "int8-block": 8, "int4": 4, "int4-small": 4, "int8-dynamic": 8, "int8-smooth": 8, "q4": 4,
+}  # fmt: skip
+NOT_GELU, NOWHERE = Smooth(None, Explicit.NOT_GELU), Smooth(None, Explicit.NOWHERE)
+STEPS: dict[str, tuple[Step, ...]] = {
     "fp32": (),
-    "int8": (PerTokenLinear(8), BlockwiseTable(8, 128)),
-    "int8-block": (BlockwiseLinear(8, 64, 4), BlockwiseTable(8, 128)),
-    "int4": (BlockwiseLinear(4, 32, None, searched=True), BlockwiseTable(8, 128)),
-    "int4-small": (BlockwiseLinear(4, 64, None, searched=True), BlockwiseTable(4, 64)),
+    "int8": (Rotate(), NOT_GELU, PerTokenLinear(8, gptq=True), BlockwiseTable(8, 128)),
+    "int8-block": (Rotate(), NOT_GELU, BlockwiseLinear(8, 64, 4, gptq=True), BlockwiseTable(8, 128)),
+    "int4": (Rotate(), NOWHERE, BlockwiseLinear(4, 32, None, searched=True, gptq=True), BlockwiseTable(8, 128)),
+    "int4-small": (Rotate(), NOWHERE, BlockwiseLinear(4, 64, None, searched=True, gptq=True), BlockwiseTable(4, 64)),
     "int8-dynamic": (DynamicLinear(8),),
+    "int8-smooth": (Smooth(0.8, Explicit.ANYWHERE), DynamicLinear(8)),
     "q4": (BlockwiseLinear(4, 32, None),),
 }
+MIXED = MixedLinear((("a", PerTokenLinear()), ("b", None), ("c", BlockwiseLinear(4, 32, None))))
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -46,7 +60,49 @@ def test_a_recipe_is_found_by_its_own_name(name: str) -> None:
 
 def test_there_is_one_reference_and_the_compatible_ones_do_what_others_ship() -> None:
     assert [r.name for r in RECIPES.values() if r.shelf is Shelf.REFERENCE] == [REFERENCE]
-    assert {r.name for r in RECIPES.values() if r.shelf is Shelf.COMPATIBLE} == {"int8-dynamic", "q4"}
+    assert {r.name for r in RECIPES.values() if r.shelf is Shelf.COMPATIBLE} == {
+        "int8-dynamic",
+        "int8-smooth",
+        "q4",
+    }
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed(name: str) -> None:
+    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4"})
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (Rotate(), False),
+        (Smooth(), True),
+        (Smooth(0.5), True),
+        (PerTokenLinear(), False),
+        (PerTokenLinear(gptq=True), True),
+        (BlockwiseLinear(4, 32, None), False),
+        (BlockwiseLinear(4, 32, None, gptq=True), True),
+        (DynamicLinear(), False),
+        (BlockwiseTable(), False),
+        (MIXED, False),
+        (MixedLinear(()), False),
+        (MixedLinear((*MIXED.layers, ("d", PerTokenLinear(gptq=True)))), True),
+    ],
+    ids=str,
+)
+def test_a_step_is_calibrated_when_something_of_it_looks_at_activations(step: Step, expected: bool) -> None:
+    assert calibrated(step) is expected
+
+
+def test_a_mixed_recipe_has_the_bits_of_its_coarsest_layer_and_tells_each_in_json() -> None:
+    mixed = Recipe("mixed", "_mixed", Shelf.OURS, (Rotate(), MIXED, BlockwiseTable()), "each in its own way")
+    assert mixed.linear_bits == 4
+    assert replace(mixed, steps=(MixedLinear((("a", None),)),)).linear_bits == 32
+    assert replace(mixed, steps=(MixedLinear(()),)).linear_bits == 32
+    layers = json.loads(json.dumps(mixed.to_json()))["steps"][1]["layers"]
+    assert layers[0] == ["a", {"step": "PerTokenLinear", "weight_bits": 8, "gptq": False}]
+    assert layers[1] == ["b", None]
+    assert layers[2][1]["step"] == "BlockwiseLinear"
 
 
 def test_no_two_recipes_write_the_same_file() -> None:
@@ -117,8 +173,9 @@ def test_recipes_and_steps_cannot_be_changed() -> None:
     for found in RECIPES.values():
         assert isinstance(found.steps, tuple)
         for step in found.steps:
-            with pytest.raises(FrozenInstanceError):
-                step.bits = 2  # type: ignore[union-attr,misc]
+            for field in fields(step):
+                with pytest.raises(FrozenInstanceError):
+                    setattr(step, field.name, 2)
         hash(found)
 
 
@@ -128,7 +185,7 @@ def test_a_recipe_says_all_its_parameters_in_json(name: str) -> None:
     assert plain["name"] == name
     assert plain["shelf"] in {"reference", "compatible", "ours"}
     assert plain["suffix"] == recipe(name).suffix
-    kinds = {kind.__name__: kind for kind in (PerTokenLinear, DynamicLinear, BlockwiseLinear, BlockwiseTable)}
+    kinds = {kind.__name__: kind for kind in (*get_args(LinearStep), Rotate, Smooth, BlockwiseTable)}
     back = tuple(kinds[step.pop("step")](**step) for step in plain["steps"])
     assert back == recipe(name).steps
 

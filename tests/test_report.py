@@ -149,7 +149,12 @@ def test_no_words_are_no_gates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "worst"), [("fp32", 0.9999), ("int8", 0.98), ("int8-block", 0.98), ("int8-dynamic", 0.98), ("q4", 0.93)]
+    ("name", "worst"),
+    [
+        ("fp32", 0.9999),
+        *((name, 0.98) for name in ("int8", "int8-block", "int8-dynamic", "int8-smooth")),
+        *((name, 0.93) for name in ("int4", "int4-small", "q4")),
+    ],
 )
 def test_default_gates_follow_the_bits_of_the_linear_layers(name: str, worst: float) -> None:
     assert default_gates(RECIPES[name]) == (

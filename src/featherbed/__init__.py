@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from featherbed.check.card import card
     from featherbed.check.inspect import inspect
     from featherbed.errors import FeatherbedError
-    from featherbed.pipeline import build, verify
+    from featherbed.pipeline.build import build
+    from featherbed.pipeline.tune import tune
+    from featherbed.pipeline.verify import verify
     from featherbed.run.embedder import Embedder
 
 __version__ = "0.1.0"
@@ -22,13 +24,14 @@ _ROOMS = {
     "Embedder": "run.embedder",
     "FeatherbedError": "errors",
     "bench": "check.bench",
-    "build": "pipeline",
+    "build": "pipeline.build",
     "card": "check.card",
     "inspect": "check.inspect",
-    "verify": "pipeline",
+    "tune": "pipeline.tune",
+    "verify": "pipeline.verify",
 }
 
-__all__ = ["Embedder", "FeatherbedError", "__version__", "bench", "build", "card", "inspect", "verify"]
+__all__ = ["Embedder", "FeatherbedError", "__version__", "bench", "build", "card", "inspect", "tune", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -150,9 +150,28 @@ class ModelFolder:
             for v in m.variants.values()
         }
         files = dict(m.files)
-        evidence = [self.path / CARD, *sorted((self.path / REPORTS).glob("*.json"))]
+        evidence = [self.path / CARD, *sorted((self.path / REPORTS).glob("*.*"))]
         files |= {p.relative_to(self.path).as_posix(): file_record(p) for p in evidence if p.is_file()}
         manifest = Manifest(m.name, m.version, m.source, m.spec, variants, files)
+        write_text(self.path / MANIFEST, dump(manifest.to_json()))
+        return ModelFolder(self.path, manifest)
+
+    def without(self, name: str) -> ModelFolder:
+        """This folder with a variant gone from its manifest, written to disk; its files stay."""
+        m = self.manifest
+        gone = m.variants[name].files if name in m.variants else ()
+        variants = {k: v for k, v in m.variants.items() if k != name}
+        files = {k: record for k, record in m.files.items() if k not in gone}
+        return self._written(Manifest(m.name, m.version, m.source, m.spec, variants, files))
+
+    def adding(self, variant: Variant) -> ModelFolder:
+        """This folder with a variant whose files lie in it, written to disk; config.json is taken down anew."""
+        m = self.manifest
+        fresh = [*variant.files, *(name for name in m.files if name == "config.json")]
+        files = m.files | {name: file_record(self.path / name) for name in fresh}
+        return self._written(Manifest(m.name, m.version, m.source, m.spec, m.variants | {variant.name: variant}, files))
+
+    def _written(self, manifest: Manifest) -> ModelFolder:
         write_text(self.path / MANIFEST, dump(manifest.to_json()))
         return ModelFolder(self.path, manifest)
 

@@ -1,4 +1,4 @@
-"""Probes: named, versioned texts to judge by. One ships with the package; more come from files."""
+"""Probes: named, versioned texts to judge by, or to calibrate with. Two ship with the package; more come from files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from featherbed.errors import ProbeError
 
 SHIPPED = Path(__file__).parent / "probes" / "everyday.jsonl"
 SHIPPED_NAME, SHIPPED_VERSION = "everyday", "1"
+CALIBRATION = Path(__file__).parent / "probes" / "calibration.jsonl"
+CALIBRATION_NAME, CALIBRATION_VERSION = "calibration", "1"
 TEXT_KEYS = ("text", "sentence1", "sentence2", "anchor", "positive", "negative")
 
 
@@ -40,6 +42,11 @@ class Probe:
 def shipped() -> Probe:
     """The probe of the package: our own short texts in five languages and code, and longer passages."""
     return read_probe([SHIPPED], name=SHIPPED_NAME, version=SHIPPED_VERSION)
+
+
+def shipped_calibration() -> Probe:
+    """The package's texts to calibrate with: our own, in fourteen languages and code, none of them in ``shipped``."""
+    return read_probe([CALIBRATION], name=CALIBRATION_NAME, version=CALIBRATION_VERSION)
 
 
 def read_probe(paths: Sequence[Path], name: str | None = None, version: str = "") -> Probe:

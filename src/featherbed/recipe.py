@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
+from typing import Any
 
 from featherbed.errors import OptionError
 
@@ -18,11 +19,39 @@ class Shelf(StrEnum):
     OURS = "ours"
 
 
+class Explicit(StrEnum):
+    """Where smoothing may put a Mul, when nothing before an input can take its factors."""
+
+    NOWHERE = "nowhere"
+    NOT_GELU = "not-gelu"  # rounding a scale a token spends its codes well there by itself
+    ANYWHERE = "anywhere"
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """The residual stream rotated by a Hadamard matrix; models with layer norms stay as they are."""
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """What makes inputs hard to round, handed to the weights (SmoothQuant).
+
+    ``alpha`` says how much of it; None tries several and keeps the one whose vectors come nearest.
+    """
+
+    alpha: float | None = None
+    explicit: Explicit = Explicit.ANYWHERE
+
+
 @dataclass(frozen=True)
 class PerTokenLinear:
-    """Linear layers as W8A8: s8 weights with a scale a column, u8 activations with a scale a token."""
+    """Linear layers as W8A8: s8 weights with a scale a column, u8 activations with a scale a token.
+
+    ``gptq`` lets each column make up for those rounded before it, on calibration texts.
+    """
 
     weight_bits: int = 8
+    gptq: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,13 +67,15 @@ class BlockwiseLinear:
     """Linear layers as MatMulNBits: weights in blocks of ``block`` along the input, float activations.
 
     ``accuracy_level`` 4 lets onnxruntime round the activations to 8 bits a block; None leaves it unset.
-    ``searched`` gives each block a zero point, and the scale among several that loses least.
+    ``searched`` gives each block a zero point, and the scale among several that loses least. ``gptq`` lets each
+    column make up for those rounded before it, on calibration texts.
     """
 
     bits: int
     block: int
     accuracy_level: int | None
     searched: bool = False
+    gptq: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +86,40 @@ class BlockwiseTable:
     block: int = 128
 
 
-Step = PerTokenLinear | DynamicLinear | BlockwiseLinear | BlockwiseTable
+LinearStep = PerTokenLinear | DynamicLinear | BlockwiseLinear
+
+
+@dataclass(frozen=True)
+class MixedLinear:
+    """Linear layers each in their own way: (weight's name, how), None for float; found by ``featherbed tune``."""
+
+    layers: tuple[tuple[str, LinearStep | None], ...]
+
+
+Step = Rotate | Smooth | LinearStep | MixedLinear | BlockwiseTable
+
+
+def bits_of(step: LinearStep | None) -> int:
+    """Bits of a weight that a step rounds; 32 for None."""
+    if step is None:
+        return 32
+    return step.bits if isinstance(step, BlockwiseLinear) else step.weight_bits
+
+
+def calibrated(step: Step) -> bool:
+    """Whether a step looks at what activations are on real texts."""
+    if isinstance(step, MixedLinear):
+        return any(how is not None and calibrated(how) for _, how in step.layers)
+    return isinstance(step, Smooth) or (isinstance(step, (PerTokenLinear, BlockwiseLinear)) and step.gptq)
+
+
+def _plain(value: object) -> object:
+    """A step as plain values."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if is_dataclass(value):
+        return {"step": type(value).__name__, **{key: _plain(part) for key, part in vars(value).items()}}
+    return value
 
 
 @dataclass(frozen=True)
@@ -70,21 +134,59 @@ class Recipe:
 
     @property
     def linear_bits(self) -> int:
-        """Bits of a linear layer's weight: 32 where no step touches them."""
+        """Bits of a linear layer's weight, the fewest of all: 32 where no step touches them."""
         for step in self.steps:
-            if isinstance(step, BlockwiseLinear):
-                return step.bits
-            if isinstance(step, (PerTokenLinear, DynamicLinear)):
-                return step.weight_bits
+            if isinstance(step, MixedLinear):
+                return min((bits_of(how) for _, how in step.layers), default=32)
+            if isinstance(step, LinearStep):
+                return bits_of(step)
         return 32
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether making it needs calibration texts."""
+        return any(map(calibrated, self.steps))
 
     def to_json(self) -> dict[str, object]:
         """The recipe as plain values, for the manifest and a file's metadata."""
-        steps = [{"step": type(step).__name__, **vars(step)} for step in self.steps]
+        steps = [_plain(step) for step in self.steps]
         return {"name": self.name, "suffix": self.suffix, "shelf": self.shelf.value, "steps": steps}
 
 
+STEPS: dict[str, type[Step]] = {
+    step.__name__: step
+    for step in (Rotate, Smooth, PerTokenLinear, DynamicLinear, BlockwiseLinear, MixedLinear, BlockwiseTable)
+}
+
+
+def _step_of(plain: dict[str, Any]) -> Step:
+    values = {key: value for key, value in plain.items() if key != "step"}
+    if "layers" in values:
+        values["layers"] = tuple((name, None if way is None else _step_of(way)) for name, way in values["layers"])
+    if "explicit" in values:
+        values["explicit"] = Explicit(values["explicit"])
+    return STEPS[plain["step"]](**values)
+
+
+def recorded(plain: dict[str, Any]) -> Recipe:
+    """The recipe that a manifest records.
+
+    Raises OptionError when it has steps that this version does not know.
+    """
+    try:
+        steps = tuple(map(_step_of, plain["steps"]))
+        return Recipe(str(plain["name"]), str(plain["suffix"]), Shelf(plain["shelf"]), steps, "")
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptionError(
+            "a recipe in the manifest",
+            expected=f"steps among {', '.join(STEPS)}",
+            found=f"{type(error).__name__}: {error}",
+            remedy="update featherbed, or build the folder again",
+        ) from error
+
+
 REFERENCE = "fp32"
+TUNED = "tuned"
 DEFAULT = (REFERENCE, "int8", "int8-block")  # what build makes when nobody says otherwise
 
 RECIPES: dict[str, Recipe] = {
@@ -95,28 +197,43 @@ RECIPES: dict[str, Recipe] = {
             "int8",
             "_int8",
             Shelf.OURS,
-            (PerTokenLinear(), BlockwiseTable()),
-            "W8A8 with one activation scale a token, 8-bit embedding table: the fastest",
+            (Rotate(), Smooth(explicit=Explicit.NOT_GELU), PerTokenLinear(gptq=True), BlockwiseTable()),
+            "W8A8 with one activation scale a token, smoothed, GPTQ, 8-bit embedding table: the fastest",
         ),
         Recipe(
             "int8-block",
             "_int8_block",
             Shelf.OURS,
-            (BlockwiseLinear(bits=8, block=64, accuracy_level=4), BlockwiseTable()),
-            "MatMulNBits in 8 bits, block 64, 8-bit embedding table: the most faithful",
+            (
+                Rotate(),
+                Smooth(explicit=Explicit.NOT_GELU),
+                BlockwiseLinear(bits=8, block=64, accuracy_level=4, gptq=True),
+                BlockwiseTable(),
+            ),
+            "MatMulNBits in 8 bits, block 64, smoothed, GPTQ, 8-bit embedding table: the most faithful",
         ),
         Recipe(
             "int4",
             "_int4",
             Shelf.OURS,
-            (BlockwiseLinear(bits=4, block=32, accuracy_level=None, searched=True), BlockwiseTable()),
-            "MatMulNBits in 4 bits with searched zero points, block 32, 8-bit embedding table: little memory",
+            (
+                Rotate(),
+                Smooth(explicit=Explicit.NOWHERE),
+                BlockwiseLinear(bits=4, block=32, accuracy_level=None, searched=True, gptq=True),
+                BlockwiseTable(),
+            ),
+            "MatMulNBits in 4 bits, searched zero points, GPTQ, block 32, 8-bit embedding table: little memory",
         ),
         Recipe(
             "int4-small",
             "_int4_small",
             Shelf.OURS,
-            (BlockwiseLinear(bits=4, block=64, accuracy_level=None, searched=True), BlockwiseTable(bits=4, block=64)),
+            (
+                Rotate(),
+                Smooth(explicit=Explicit.NOWHERE),
+                BlockwiseLinear(bits=4, block=64, accuracy_level=None, searched=True, gptq=True),
+                BlockwiseTable(bits=4, block=64),
+            ),
             "the same in blocks of 64, with a 4-bit embedding table: the smallest",
         ),
         Recipe(
@@ -125,6 +242,13 @@ RECIPES: dict[str, Recipe] = {
             Shelf.COMPATIBLE,
             (DynamicLinear(),),
             "quantize_dynamic per channel, as most published INT8 files: depends on the batch",
+        ),
+        Recipe(
+            "int8-smooth",
+            "_int8_smooth",
+            Shelf.COMPATIBLE,
+            (Smooth(alpha=0.8), DynamicLinear()),
+            "SmoothQuant with α 0.8, then int8-dynamic: depends on the batch",
         ),
         Recipe(
             "q4",

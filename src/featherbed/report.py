@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,46 @@ def parse_gates(words: Iterable[str]) -> tuple[Gate, ...]:
             )
         gates.append(Gate(metric, value))
     return tuple(gates)
+
+
+BOUNDS_MIN, BOUNDS_MAX = ("cos_min", "cos_mean", "tokens_per_s"), ("size_mb", "rss_mb")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a tuned variant must hold: at least ``value`` of a metric, or at most."""
+
+    metric: str
+    value: float
+
+    def holds(self, figures: Mapping[str, float]) -> bool:
+        """Whether the figures of a trial are within; what is not a number is not."""
+        found = figures["rss_mib"] * 2**20 / 1e6 if self.metric == "rss_mb" else figures[self.metric]
+        return found >= self.value if self.metric in BOUNDS_MIN else found <= self.value
+
+
+def parse_bounds(minimum: Iterable[str], maximum: Iterable[str]) -> tuple[Bound, ...]:
+    """``["cos_min=0.98"]`` and ``["size_mb=20"]`` as bounds.
+
+    Raises OptionError on a metric of the other side, an unknown one, or a bound that is not a number.
+    """
+    found = []
+    for option, words, known in (("--min", minimum, BOUNDS_MIN), ("--max", maximum, BOUNDS_MAX)):
+        for word in words:
+            metric, _, text = (part.strip() for part in word.partition("="))
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if metric not in known or not math.isfinite(value):
+                raise OptionError(
+                    f"{option} {word!r}",
+                    expected=f"METRIC=NUMBER with a metric of {', '.join(known)}",
+                    found="another metric" if metric not in known else f"the bound {text!r}",
+                    remedy=f"for example {option} {'cos_min=0.98' if option == '--min' else 'size_mb=20'}",
+                )
+            found.append(Bound(metric, value))
+    return tuple(found)
 
 
 def gates_for(recipe: Recipe, asked: tuple[Gate, ...], upstream: bool = False) -> tuple[Gate, ...]:

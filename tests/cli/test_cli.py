@@ -20,10 +20,10 @@ import featherbed
 from featherbed.cli import main
 from featherbed.run import embedder as embedder_room
 from featherbed.run import files
-from tests.conftest import FIXTURES, upstream
+from tests.conftest import CALIBRATION, FIXTURES, upstream
 
 OPTIONS = {
-    "build": "-o --out --variants --gate --pooling --verify --no-verify --json",
+    "build": "-o --out --variants --gate --pooling --calibration --verify --no-verify --json",
     "verify": "--variants --gate --probe --reference --save --no-save --json",
     "inspect": "--json",
     "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",
@@ -121,7 +121,8 @@ def test_the_whole_river_runs_and_each_last_line_is_one_document(tmp_path: Path,
     gates = {"cos_min", "invariance_max", "unit_norm_max_error"}
     folder = tmp_path / "small"
 
-    built = spawn("build", FIXTURES / "bert-mean", "-o", folder, "--variants", "fp32,int8,q4", "--json")
+    few = ("--calibration", CALIBRATION)
+    built = spawn("build", FIXTURES / "bert-mean", "-o", folder, "--variants", "fp32,int8,q4", *few, "--json")
     assert (built.code, built.complaints) == (0, [])
     assert list(built.document) == ["folder", "passed", "probe", "variants", "gates"]
     assert built.document["folder"] == str(folder)

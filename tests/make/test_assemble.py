@@ -239,7 +239,7 @@ def test_a_vocabulary_and_a_special_tokens_map_come_along_and_weights_do_not(
 def test_a_folder_with_sidecars_tells_transformers_js(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
-    monkeypatch.setattr("featherbed.pipeline.write_graph", partial(write_graph, inline_limit_bytes=0))
+    monkeypatch.setattr("featherbed.pipeline.variants.write_graph", partial(write_graph, inline_limit_bytes=0))
     out = featherbed.build(FIXTURES / "bert-cls", tmp_path / "m", ["int8"], check=False).folder
     assert sorted(path.name for path in (out / "onnx").iterdir()) == [
         "model.onnx",

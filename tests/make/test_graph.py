@@ -20,36 +20,29 @@ from safetensors.numpy import load_file, save_file
 from featherbed.check.inspect import inspect_file
 from featherbed.errors import CheckpointError, UnknownArchitectureError
 from featherbed.folder import graph_name
-from featherbed.make import quantize
 from featherbed.make.checkpoint import open_checkpoint
 from featherbed.make.graph import reference_graph
 from featherbed.make.graph.lower import lower
 from featherbed.make.ir import LINEAR, LOOKUP, MICROSOFT, OURS, Graph, Node
+from featherbed.make.variant import made
 from featherbed.make.write import write_graph
-from featherbed.recipe import RECIPES
+from featherbed.recipe import RECIPES, Rotate
 from featherbed.spec import Pooling, read_spec
-from tests.conftest import FIXTURES, NAMES, upstream
+from tests.conftest import FIXTURES, NAMES, made_by, reference_of, texts_for, upstream
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 LAYERS = {"bert-mean": 2, "bert-cls": 1, "qwen3-tied": 2, "qwen3-biased": 2}
 # what follows the last attention stands there twice where one token is pooled: for all rows, and for that one
 TAILS = {name: layers + (name != "bert-mean") for name, layers in LAYERS.items()}
-PER_ROW = [name for name in RECIPES if name != "int8-dynamic"]  # that one has a scale for the whole batch
+DYNAMIC = {"int8-dynamic", "int8-smooth"}  # these have a scale for the whole batch
+PER_ROW = [name for name in RECIPES if name not in DYNAMIC]
 VOCABULARY = 384
 
 
 def built(name: str) -> Graph:
     """The reference graph of a fixture."""
-    return reference_graph(open_checkpoint(FIXTURES / name), read_spec(FIXTURES / name))
-
-
-def made(name: str, recipe: str) -> Graph:
-    """A fixture's graph after a recipe, in onnxruntime's operators."""
-    graph = built(name)
-    for step in RECIPES[recipe].steps:
-        graph = quantize.apply(graph, step)
-    return lower(graph)
+    return reference_of(FIXTURES / name)
 
 
 def census(graph: Graph) -> Counter[str]:
@@ -138,7 +131,7 @@ def test_biases_of_attention_are_added_only_where_the_config_has_them() -> None:
 @pytest.mark.parametrize("recipe", list(RECIPES))
 @pytest.mark.parametrize("name", NAMES)
 def test_attention_has_one_output_so_that_keys_and_values_are_not_kept(name: str, recipe: str) -> None:
-    nodes = [node for node in made(name, recipe).nodes if node.op == "GroupQueryAttention"]
+    nodes = [node for node in made_by(name, recipe).nodes if node.op == "GroupQueryAttention"]
     assert len(nodes) == LAYERS[name]
     for node in nodes:
         assert len(node.outputs) == 1
@@ -160,16 +153,19 @@ def weights_read(graph: Graph, ops: set[str]) -> list[tuple[Node, str]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_operator_of_ours_and_no_linear_layer_in_float_is_left(name: str, recipe: str) -> None:
     linears = census(built(name))["featherbed.Linear"]
-    graph = made(name, recipe)
+    graph = made_by(name, recipe)
     found = census(graph)
     assert {node.domain for node in graph.nodes} <= {"", MICROSOFT}
     assert not {LINEAR, LOOKUP} & {node.op for node in graph.nodes}
-    in_float = weights_read(graph, {"MatMul", "Gemm"})
-    assert len(in_float) == (linears if recipe == "fp32" else 0)
+    in_float = [weight for _, weight in weights_read(graph, {"MatMul", "Gemm"})]
+    turned_back = in_float.count("norm.weight.back")  # at the end of a rotated stream, once a tail
+    rotated = Rotate() in RECIPES[recipe].steps and name.startswith("qwen3")
+    assert turned_back == (2 if rotated else 0)
+    assert len(in_float) - turned_back == (linears if recipe == "fp32" else 0)
     expected = {
         "fp32": None,
         "int8": "com.microsoft.MatMulIntegerToFloat",
-        "int8-dynamic": "com.microsoft.MatMulIntegerToFloat",
+        **dict.fromkeys(DYNAMIC, "com.microsoft.MatMulIntegerToFloat"),
         **dict.fromkeys(("int8-block", "int4", "int4-small", "q4"), "com.microsoft.MatMulNBits"),
     }[recipe]
     assert expected is None or found[expected] == linears
@@ -178,7 +174,7 @@ def test_no_operator_of_ours_and_no_linear_layer_in_float_is_left(name: str, rec
 @pytest.mark.parametrize("recipe", list(RECIPES))
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_has_the_bits_the_recipe_says(name: str, recipe: str) -> None:
-    graph = made(name, recipe)
+    graph = made_by(name, recipe)
     lookups = [node for node in graph.nodes if node.op in {"Gather", "GatherBlockQuantized"}]
     bits = [dict(node.attributes)["bits"] for node in lookups if node.op == "GatherBlockQuantized"]
     assert bits == {"int8": [8], "int8-block": [8], "int4": [8], "int4-small": [4]}.get(recipe, [])
@@ -205,7 +201,7 @@ def test_the_vector_of_a_pooled_token_needs_no_other_row_of_the_last_tail(name: 
 @pytest.mark.parametrize("recipe", list(RECIPES))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_is_made_once_and_before_it_is_read(name: str, recipe: str) -> None:
-    graph = made(name, recipe)
+    graph = made_by(name, recipe)
     known = {port.name for port in graph.inputs} | set(graph.weights) | {""}
     for node in graph.nodes:
         assert set(node.inputs) <= known, node
@@ -222,10 +218,7 @@ def test_a_step_leaves_the_graph_it_was_given_as_it_was(name: str) -> None:
     graph = built(name)
     nodes, weights = graph.nodes, dict(graph.weights)
     for recipe in RECIPES.values():
-        stepped = graph
-        for step in recipe.steps:
-            stepped = quantize.apply(stepped, step)
-        lower(stepped)
+        made(graph, recipe.steps, texts_for(FIXTURES / name))
         assert graph.nodes == nodes
         assert graph.weights == weights
     assert graph.linear_names() == tuple(node.inputs[1] for node in nodes if (node.domain, node.op) == (OURS, LINEAR))
@@ -282,7 +275,7 @@ def test_the_passes_of_the_checker_would_notice_a_wrong_attribute(folders: dict[
 def test_inspect_counts_what_was_made(folders: dict[str, Path], name: str) -> None:
     for recipe in RECIPES.values():
         found = inspect_file(folders[name] / graph_name(recipe.suffix))
-        assert found.operators == dict(sorted(census(made(name, recipe.name)).items()))
+        assert found.operators == dict(sorted(census(made_by(name, recipe.name)).items()))
         assert not found.static_batch
         assert found.kv_inputs == 0
 

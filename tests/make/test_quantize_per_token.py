@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from featherbed.make.graph.lower import lower
 from featherbed.make.ir import LINEAR, OURS, Graph, Node, Port, constant
 from featherbed.make.quantize import apply, per_token
 from featherbed.make.quantize.columns import column_weights, round_columns
+from featherbed.make.quantize.per_token import GELU_ZERO
 from featherbed.make.write import write_graph
-from featherbed.recipe import DynamicLinear, PerTokenLinear, Step
+from featherbed.recipe import DynamicLinear, LinearStep, PerTokenLinear
 from featherbed.spec import read_spec
 from tests.conftest import FIXTURES, NAMES, upstream
 
@@ -44,7 +46,7 @@ def linears(*matrices: Float) -> Graph:
     )
 
 
-def runner(folder: Path, step: Step, *matrices: Float) -> Any:
+def runner(folder: Path, step: LinearStep, *matrices: Float) -> Any:
     """A session of ``linears`` after ``step``, as it is written to a file."""
     write_graph(lower(apply(linears(*matrices), step)), folder / "model.onnx", {})
     options = ort.SessionOptions()
@@ -255,6 +257,27 @@ def test_the_least_value_of_a_gelu_is_not_looked_for() -> None:
 
 @pytest.mark.parametrize("size", [1e-3, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0])
+def test_codes_behind_a_gelu_have_their_zero_at_20_and_reach_down_to_its_least_value(
+    tmp_path: Path, size: float, shift: float
+) -> None:
+    graph = behind_gelu(tame(8, WIDTH, seed=1))
+    product = next(node for node in graph.nodes if node.op == "MatMulIntegerToFloat")
+    assert graph.weights[product.inputs[4]].array().tolist() == [GELU_ZERO] == [20]
+    seen = replace(graph, outputs=(Port("a.u8", np.dtype(np.uint8), ("n", WIDTH)), Port("a", F32, ("n", WIDTH))))
+    x = (gaussian(12, WIDTH, seed=2) + np.float32(shift)) * np.float32(size)
+    x[:, 0] = -0.7517916  # where GELU is least
+    write_graph(lower(seen), tmp_path / "model.onnx", {})
+    session: Any = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    codes, values = session.run(["a.u8", "a"], {"x": x})
+    for row, of_row in zip(values.tolist(), codes.tolist(), strict=True):
+        step = max(*row, 0.17 / 20 * 235) / 235
+        for value, code in zip(row, of_row, strict=True):
+            assert 0 <= value / step + 20 <= 255 + 1e-4  # nothing is clipped
+            assert abs(code - 20 - value / step) <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0])
 def test_a_product_behind_a_gelu_errs_by_half_a_step_of_its_row_and_of_the_least_range(
     tmp_path: Path, size: float, shift: float
 ) -> None:
@@ -262,7 +285,7 @@ def test_a_product_behind_a_gelu_errs_by_half_a_step_of_its_row_and_of_the_least
     x = (gaussian(12, WIDTH, seed=2) + np.float32(shift)) * np.float32(size)
     x[0] = -0.7517916  # where GELU is least: every code of this row is the lowest
     exact = np.array([[v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in row] for row in x.tolist()])
-    steps = np.maximum(exact.max(axis=1, keepdims=True), 0.17) / 127
+    steps = np.maximum(exact.max(axis=1, keepdims=True) / (255 - GELU_ZERO), 0.17 / GELU_ZERO)  # 20 codes below zero
     scales = np.abs(matrix).max(axis=1, keepdims=True).astype(np.float64) / 127
     limit = steps / 2 @ np.abs(matrix).sum(axis=1, keepdims=True).T
     limit += (np.abs(exact).sum(axis=1, keepdims=True) + WIDTH * steps / 2) @ scales.T / 2
@@ -289,7 +312,7 @@ CHAINS = {  # every way past a row scale there is
 def scaled_in_place(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> Graph:
     """``graph`` in 8 bits with every row scale behind its own product."""
     with monkeypatch.context() as patch:
-        patch.setattr(per_token, "_late_scales", lambda _: set())
+        patch.setattr(per_token, "_late_scales", lambda *_: set())
         return apply(graph, PerTokenLinear())
 
 

@@ -21,27 +21,15 @@ from hypothesis import strategies as st
 
 from featherbed.errors import OutputError
 from featherbed.folder import FileRecord
-from featherbed.make import quantize
-from featherbed.make.checkpoint import open_checkpoint
-from featherbed.make.graph import reference_graph
-from featherbed.make.graph.lower import lower
 from featherbed.make.ir import Graph, Node, Port, Weight, constant
 from featherbed.make.write import AHEAD, write_graph
 from featherbed.recipe import RECIPES
-from featherbed.spec import read_spec
-from tests.conftest import FIXTURES, NAMES
+from tests.conftest import NAMES, made_by
 
 Float = npt.NDArray[np.float32]
 F32 = np.dtype(np.float32)
 PAGE = 4096
 HOW = pytest.mark.parametrize("limit", [2**40, 0], ids=["one file", "with a sidecar"])
-
-
-def made(name: str, recipe: str) -> Graph:
-    graph = reference_graph(open_checkpoint(FIXTURES / name), read_spec(FIXTURES / name))
-    for step in RECIPES[recipe].steps:
-        graph = quantize.apply(graph, step)
-    return lower(graph)
 
 
 def added(*weights: Weight) -> Graph:
@@ -83,7 +71,7 @@ def test_a_sidecar_changes_where_weights_lie_and_nothing_else(tmp_path: Path, na
     inline, split = tmp_path / "one" / "model.onnx", tmp_path / "two" / "model.onnx"
     for path, limit in ((inline, 2**40), (split, 0)):
         path.parent.mkdir()
-        write_graph(made(name, recipe), path, {}, inline_limit_bytes=limit)
+        write_graph(made_by(name, recipe), path, {}, inline_limit_bytes=limit)
     assert [path.name for path in inline.parent.iterdir()] == ["model.onnx"]
     assert sorted(path.name for path in split.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
     ids = np.random.default_rng(0).integers(1, 384, (3, 9))
@@ -103,7 +91,7 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path, name: str, recipe: s
     written = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        write_graph(made(name, recipe), folder / "model.onnx", {"z": "1", "a": "2"}, inline_limit_bytes=limit)
+        write_graph(made_by(name, recipe), folder / "model.onnx", {"z": "1", "a": "2"}, inline_limit_bytes=limit)
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert written[0] == written[1]
 
@@ -111,7 +99,7 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path, name: str, recipe: s
 @HOW
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_records_are_the_hashes_and_sizes_of_the_files(tmp_path: Path, recipe: str, limit: int) -> None:
-    records = write_graph(made("qwen3-tied", recipe), tmp_path / "model_x.onnx", {}, inline_limit_bytes=limit)
+    records = write_graph(made_by("qwen3-tied", recipe), tmp_path / "model_x.onnx", {}, inline_limit_bytes=limit)
     assert records.keys() == {path.name for path in tmp_path.iterdir()}
     assert len(records) == (2 if limit == 0 else 1)
     for name, record in records.items():
@@ -121,7 +109,7 @@ def test_records_are_the_hashes_and_sizes_of_the_files(tmp_path: Path, recipe: s
 
 @pytest.mark.parametrize("name", ["model.onnx", "model_int8_block.onnx"])
 def test_a_sidecar_is_named_by_the_graph_beside_it(tmp_path: Path, name: str) -> None:
-    write_graph(made("bert-cls", "fp32"), tmp_path / name, {}, inline_limit_bytes=0)
+    write_graph(made_by("bert-cls", "fp32"), tmp_path / name, {}, inline_limit_bytes=0)
     places = external(tmp_path / name)
     assert {place["location"] for place in places.values()} == {f"{name}_data"}
     assert (tmp_path / f"{name}_data").is_file()
@@ -130,7 +118,7 @@ def test_a_sidecar_is_named_by_the_graph_beside_it(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("recipe", list(RECIPES))
 @pytest.mark.parametrize("name", NAMES)
 def test_each_tensor_of_a_sidecar_begins_a_page_and_touches_no_other(tmp_path: Path, name: str, recipe: str) -> None:
-    graph = made(name, recipe)
+    graph = made_by(name, recipe)
     write_graph(graph, tmp_path / "model.onnx", {}, inline_limit_bytes=0)
     places = external(tmp_path / "model.onnx")
     raw = (tmp_path / "model.onnx_data").read_bytes()
@@ -146,7 +134,7 @@ def test_each_tensor_of_a_sidecar_begins_a_page_and_touches_no_other(tmp_path: P
 
 
 def test_constants_that_shape_inference_needs_stay_in_the_graph(tmp_path: Path) -> None:
-    graph = made("qwen3-tied", "int8")
+    graph = made_by("qwen3-tied", "int8")
     write_graph(graph, tmp_path / "model.onnx", {}, inline_limit_bytes=0)
     places = external(tmp_path / "model.onnx")
     assert places
@@ -165,7 +153,7 @@ def test_the_limit_is_what_decides_for_a_sidecar(tmp_path: Path, limit: int, fil
 @HOW
 def test_metadata_is_in_the_file(tmp_path: Path, limit: int) -> None:
     metadata = {"featherbed.recipe": '{"name": "int8"}', "a": "ü 漢", "empty": ""}
-    write_graph(made("bert-mean", "int8"), tmp_path / "model.onnx", metadata, inline_limit_bytes=limit)
+    write_graph(made_by("bert-mean", "int8"), tmp_path / "model.onnx", metadata, inline_limit_bytes=limit)
     model = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False)
     assert {entry.key: entry.value for entry in model.metadata_props} == metadata
     assert [entry.key for entry in model.metadata_props] == sorted(metadata)
@@ -183,7 +171,7 @@ def test_a_build_says_in_each_file_what_it_is(folders: dict[str, Path], name: st
 
 def test_the_microsoft_domain_is_declared_only_where_it_is_used(tmp_path: Path) -> None:
     write_graph(added(constant("w", [1.0], F32)), tmp_path / "plain.onnx", {})
-    write_graph(made("bert-cls", "fp32"), tmp_path / "fused.onnx", {})
+    write_graph(made_by("bert-cls", "fp32"), tmp_path / "fused.onnx", {})
     plain, fused = (onnx.load(str(tmp_path / f"{name}.onnx")) for name in ("plain", "fused"))
     assert {entry.domain: entry.version for entry in plain.opset_import} == {"": 21}
     assert {entry.domain: entry.version for entry in fused.opset_import} == {"": 21, "com.microsoft": 1}
@@ -192,7 +180,7 @@ def test_the_microsoft_domain_is_declared_only_where_it_is_used(tmp_path: Path) 
 @HOW
 def test_progress_counts_every_byte_of_the_large_file(tmp_path: Path, limit: int) -> None:
     told: list[int] = []
-    records = write_graph(made("bert-cls", "q4"), tmp_path / "model.onnx", {}, told.append, inline_limit_bytes=limit)
+    records = write_graph(made_by("bert-cls", "q4"), tmp_path / "model.onnx", {}, told.append, inline_limit_bytes=limit)
     assert sum(told) == records["model.onnx_data" if limit == 0 else "model.onnx"].size_bytes
 
 
@@ -295,7 +283,7 @@ def nothing_left(folder: Path, act: Callable[[], object]) -> str:
 @HOW
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path, limit: int) -> None:
     path = tmp_path / "nowhere" / "model.onnx"
-    line = nothing_left(tmp_path, lambda: write_graph(made("bert-cls", "fp32"), path, {}, inline_limit_bytes=limit))
+    line = nothing_left(tmp_path, lambda: write_graph(made_by("bert-cls", "fp32"), path, {}, inline_limit_bytes=limit))
     assert os.strerror(errno.ENOENT) in line
 
 

@@ -168,6 +168,22 @@ def bench(
     return document
 
 
+def bench_file(path: Path, load: Load) -> dict[str, float]:
+    """Speed and memory of one .onnx file, in a process of its own: ``tokens_per_s``, ``rss_mib``.
+
+    Raises EngineError.
+    """
+    with _worker(path, "auto", load) as worker:
+        worker.load()
+        worker.run(load.batch)
+        runs = [worker.run(load.batch) for _ in range(load.rounds)]
+    seconds = float(np.median([run["seconds"] for run in runs]))
+    return {
+        "tokens_per_s": round(load.batch * (load.tokens or TOKENS) / seconds, 1),
+        "rss_mib": runs[-1]["rss_mib"],
+    }
+
+
 def _row(
     folder: ModelFolder, worker: _Worker, batches: list[dict[str, float]], singles: list[float], load: Load
 ) -> dict[str, float]:

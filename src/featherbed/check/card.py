@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,11 @@ def _variants(folder: ModelFolder) -> str:
 
 
 def _step(step: dict[str, Any]) -> str:
+    if "layers" in step:  # of many layers, how many are rounded in which way
+        ways = Counter("float32" if way is None else _step(way) for _, way in step["layers"])
+        return "; ".join(f"{count} × {way}" for way, count in ways.most_common())
     values = ", ".join(f"{k} {v}" for k, v in step.items() if k != "step" and v is not None)
-    return f"{step['step']} ({values})"
+    return f"{step['step']} ({values})" if values else str(step["step"])
 
 
 def _quality(reports: dict[str, dict[str, Any]]) -> str:

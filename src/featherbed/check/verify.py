@@ -14,7 +14,7 @@ from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import ModelFolder
 from featherbed.probe import Probe
 from featherbed.progress import Progress, silent
-from featherbed.recipe import REFERENCE, recipe
+from featherbed.recipe import REFERENCE, recorded
 from featherbed.report import Gate, Metrics, Report, Verdict, gates_for
 from featherbed.run.batches import batches
 from featherbed.run.embedder import Embedder
@@ -61,7 +61,7 @@ def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, 
     for name in names:
         folder.check_hashes(iter(folder.variant(name).files))
         metrics[name], reference = _measure(folder, name, reference, yardstick, progress)
-        made_by = recipe(str(folder.variant(name).recipe["name"]))
+        made_by = recorded(folder.variant(name).recipe)
         gates = gates_for(made_by, yardstick.gates, yardstick.upstream is not None)
         verdicts += [gate.judge(name, metrics[name]) for gate in gates]
     shown = [n for n in names if n in variants] or list(names)

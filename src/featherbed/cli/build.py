@@ -24,6 +24,10 @@ def command(
     pooling: Annotated[
         str | None, typer.Option(help="mean, cls or lasttoken: only where the checkpoint does not say.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of texts for recipes that look at activations, instead of the shipped ones."),
+    ] = None,
     verify: Annotated[bool, typer.Option(help="Measure each variant against fp32 and judge it.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -34,7 +38,14 @@ def command(
     """
     with bar() as progress:
         outcome = featherbed.build(
-            source, out, names(variants), gates=gate or (), pooling=pooling, check=verify, progress=progress
+            source,
+            out,
+            names(variants),
+            gates=gate or (),
+            pooling=pooling,
+            check=verify,
+            calibration=calibration,
+            progress=progress,
         )
     report = outcome.report
     if as_json:

@@ -61,6 +61,11 @@ class Node:
     attributes: tuple[tuple[str, Attribute], ...] = ()
 
 
+def is_linear(node: Node) -> bool:
+    """Whether a node is a linear layer that no step has touched."""
+    return (node.domain, node.op) == (OURS, LINEAR)
+
+
 @dataclass(frozen=True)
 class Port:
     """A graph input or output: name, element type, axes by name or size."""
@@ -92,4 +97,4 @@ class Graph:
 
     def linear_names(self) -> tuple[str, ...]:
         """The weights of all Linear nodes that no step has turned into something else yet."""
-        return tuple(n.inputs[1] for n in self.nodes if (n.domain, n.op) == (OURS, LINEAR))
+        return tuple(n.inputs[1] for n in self.nodes if is_linear(n))

@@ -94,6 +94,14 @@ def write_graph(
     return records
 
 
+def model_bytes(graph: Graph) -> bytes:
+    """A small graph whole in memory. Of its outputs only the names count: onnxruntime finds their types."""
+    model = _model(graph, {}, {}, "")
+    for port in model.graph.output:
+        port.ClearField("type")
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def ahead(weights: list[Weight]) -> Iterator[tuple[Weight, Array]]:
     """The blocks of all weights in order, read and rounded in a thread while the last ones are hashed and written.
 

@@ -275,6 +275,39 @@ class Session:
             ) from error
 
 
+class Piece:
+    """Part of a graph, from its bytes: named arrays in, named arrays out."""
+
+    def __init__(self, model: bytes) -> None:
+        """Raises EngineError when onnxruntime refuses it."""
+        heap.map_large_blocks()  # what a run took leaves the process when the piece is let go
+        options = ort.SessionOptions()
+        options.log_severity_level = FATAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # many live at once, beside numpy's
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise EngineError(
+                "a part of the graph",
+                expected=f"operators that onnxruntime {ort.__version__} has",
+                found=_one_line(error),
+                remedy="update onnxruntime",
+            ) from error
+        self._inputs = [port.name for port in self._session.get_inputs()]
+
+    def run(self, outputs: list[str], values: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """``outputs`` of the inputs among ``values``. Raises EngineError."""
+        try:
+            return list(self._session.run(outputs, {name: values[name] for name in self._inputs}))
+        except Exception as error:  # as above
+            raise EngineError(
+                "a part of the graph",
+                expected=f"the outputs {', '.join(outputs[:3])}",
+                found=_one_line(error),
+                remedy="use fewer or shorter calibration texts if memory is short",
+            ) from error
+
+
 def require(least: str, subject: str) -> None:
     """Raises EngineError when the installed onnxruntime is older than ``least`` ("1.30")."""
     installed = tuple(int(part) for part in ort.__version__.split(".")[:2])

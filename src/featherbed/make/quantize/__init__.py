@@ -1,20 +1,42 @@
-"""A step of a recipe, applied: graph in, graph out."""
+"""A rounding step of a recipe, applied: graph in, graph out."""
 
 from __future__ import annotations
 
 from featherbed.make.ir import Graph
 from featherbed.make.quantize import blockwise, dynamic, per_token, table
-from featherbed.recipe import BlockwiseLinear, BlockwiseTable, DynamicLinear, PerTokenLinear, Step
+from featherbed.make.quantize.columns import Ready
+from featherbed.recipe import BlockwiseLinear, BlockwiseTable, DynamicLinear, LinearStep, MixedLinear, PerTokenLinear
 
 
-def apply(graph: Graph, step: Step) -> Graph:
-    """The graph after one step; the graph handed in is not changed."""
+def apply(graph: Graph, step: LinearStep | MixedLinear | BlockwiseTable, ready: Ready | None = None) -> Graph:
+    """The graph after one step; the graph handed in is not changed.
+
+    ``ready`` has the arrays of weights that were rounded before, by name; all others are rounded to the nearest.
+    """
     match step:
         case PerTokenLinear():
-            return per_token.apply(graph, step)
+            return per_token.apply(graph, step, ready)
         case DynamicLinear():
             return dynamic.apply(graph, step)
         case BlockwiseLinear():
-            return blockwise.apply(graph, step)
+            return blockwise.apply(graph, step, ready)
         case BlockwiseTable():
             return table.apply(graph, step)
+        case MixedLinear():
+            return _mixed(graph, step, ready)
+
+
+def _mixed(graph: Graph, step: MixedLinear, ready: Ready | None) -> Graph:
+    groups: dict[LinearStep, set[str]] = {}
+    for name, how in step.layers:
+        if how is not None:
+            groups.setdefault(how, set()).add(name)
+    for how, names in groups.items():
+        match how:
+            case PerTokenLinear():
+                graph = per_token.apply(graph, how, ready, names)
+            case DynamicLinear():
+                graph = dynamic.apply(graph, how, names)
+            case BlockwiseLinear():
+                graph = blockwise.apply(graph, how, ready, names)
+    return graph

@@ -7,18 +7,20 @@ of the block's range, and the range drawn in by a few steps, it keeps the grid w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.make.ir import LINEAR, MICROSOFT, OURS, Array, Attribute, Graph, Node, Weight
+from featherbed.make.ir import MICROSOFT, Array, Attribute, Graph, Node, Weight, is_linear
+from featherbed.make.quantize.columns import Ready
 from featherbed.recipe import BlockwiseLinear
 
 DRAWN = (1.0, 0.96, 0.92, 0.88)  # 0.84 and less win next to nowhere
 Float = npt.NDArray[np.float32]
+LEVEL_INT8 = 4  # MatMulNBits' accuracy_level that rounds activations
 TINY = 1e-30  # scales below it would leave float32's normal range
 Codes = npt.NDArray[np.uint8]
 
@@ -93,19 +95,37 @@ def pack(codes: Codes, bits: int) -> Codes:
     return np.asarray(codes[:, :, 0::2] | (codes[:, :, 1::2] << 4), np.uint8)
 
 
-def block_weights(weight: Weight, step: BlockwiseLinear) -> tuple[Weight, ...]:
+def packed_arrays(codes: Codes, scales: Float, zeros: Codes | None, bits: int) -> tuple[Array, ...]:
+    """The arrays of ``block_weights`` from codes [N, blocks, block], scales and zero points [N, blocks]."""
+    packed = np.ascontiguousarray(pack(codes, bits))
+    return packed, scales.reshape(-1), *(() if zeros is None else (pack_zeros(zeros, bits).reshape(-1),))
+
+
+def rounded_inputs(x: Float, step: BlockwiseLinear) -> Float:
+    """x [N, K] as the products see it: at level 4 in 8 bits a block, else as it is."""
+    if step.accuracy_level != LEVEL_INT8:
+        return x
+    count, width = x.shape
+    cut = np.pad(x, ((0, 0), (0, -width % step.block))).reshape(count, -1, step.block)
+    scales = np.maximum(np.abs(cut).max(axis=2, keepdims=True) / np.float32(127), np.float32(TINY))
+    return np.asarray((np.rint(cut / scales) * scales).reshape(count, -1)[:, :width], np.float32)
+
+
+def block_weights(weight: Weight, step: BlockwiseLinear, ready: tuple[Array, ...] | None = None) -> tuple[Weight, ...]:
     """(packed codes [N, blocks, bytes], scales [N · blocks]) of a float weight [N, K]; see columns.py.
 
-    A searched step adds zero points [N · bytes], packed two a byte row by row when they have 4 bits.
+    A searched step adds zero points [N · bytes], packed two a byte row by row when they have 4 bits. ``ready`` are
+    these arrays where the weight was rounded before.
     """
     bits, block = step.bits, step.block
 
     @lru_cache(maxsize=1)
     def rounded() -> tuple[Array, ...]:
+        if ready is not None:
+            return ready
         values = np.asarray(weight.array(), np.float32)
         codes, scales, *zeros = (search_blocks if step.searched else round_blocks)(values, bits, block)
-        packed = np.ascontiguousarray(pack(codes, bits))
-        return packed, scales.reshape(-1), *(pack_zeros(z, bits).reshape(-1) for z in zeros)
+        return packed_arrays(codes, scales, zeros[0] if zeros else None, bits)
 
     def reader(part: int, last: bool) -> Callable[[], Iterator[Array]]:
         def read() -> Iterator[Array]:
@@ -135,17 +155,21 @@ def pack_zeros(zeros: Codes, bits: int) -> Codes:
     return np.asarray(padded[:, 0::2] | (padded[:, 1::2] << 4), np.uint8)
 
 
-def apply(graph: Graph, step: BlockwiseLinear) -> Graph:
-    """The graph with every Linear as MatMulNBits."""
+def apply(graph: Graph, step: BlockwiseLinear, ready: Ready | None = None, only: Container[str] | None = None) -> Graph:
+    """The graph with every Linear, or those of ``only``, as MatMulNBits.
+
+    ``ready`` has the arrays of weights that were rounded before.
+    """
+    ready = ready or {}
     nodes: list[Node] = []
     weights = dict(graph.weights)
     for node in graph.nodes:
-        if (node.domain, node.op) != (OURS, LINEAR):
+        if not is_linear(node) or (only is not None and node.inputs[1] not in only):
             nodes.append(node)
             continue
         x, name = node.inputs
         rows, columns = weights[name].shape
-        parts = block_weights(weights[name], step)
+        parts = block_weights(graph.weights[name], step, ready.get(name))
         weights |= {part.name: part for part in parts}
         attributes: list[tuple[str, Attribute]] = [
             ("K", columns), ("N", rows), ("bits", step.bits), ("block_size", step.block),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +13,7 @@ from featherbed.make.ir import Array, Weight
 Float = npt.NDArray[np.float32]
 TINY = 1e-30  # scales below it would leave float32's normal range
 Codes = npt.NDArray[np.int8]
+Ready = Mapping[str, tuple[Array, ...]]  # of weights by name, the arrays that stand for them, rounded already
 
 
 def round_columns(rows: Float, limit: int) -> tuple[Codes, Float]:
@@ -28,15 +29,18 @@ def round_columns(rows: Float, limit: int) -> tuple[Codes, Float]:
     return scaled.astype(np.int8), scales
 
 
-def column_weights(weight: Weight, bits: int) -> tuple[Weight, Weight]:
+def column_weights(weight: Weight, bits: int, ready: tuple[Array, ...] | None = None) -> tuple[Weight, Weight]:
     """(codes [K, N] s8 as MatMulInteger reads them, scales [N] f32) of a float weight [N, K].
 
-    The two are written one after the other; the rounding is kept for the second and then forgotten.
+    The two are written one after the other; the rounding is kept for the second and then forgotten. ``ready`` are the
+    two where the weight was rounded before.
     """
     limit = 2 ** (bits - 1) - 1
 
     @lru_cache(maxsize=1)
-    def rounded() -> tuple[Codes, Float]:
+    def rounded() -> tuple[Array, ...]:
+        if ready is not None:
+            return ready
         codes, scales = round_columns(np.asarray(weight.array(), np.float32), limit)
         return np.ascontiguousarray(codes.T), scales
 

@@ -7,18 +7,33 @@ onnxruntime's own quantizer.
 
 from __future__ import annotations
 
-from featherbed.make.ir import LINEAR, MICROSOFT, OURS, Graph, Node
+from collections.abc import Container
+
+import numpy as np
+import numpy.typing as npt
+
+from featherbed.make.ir import MICROSOFT, Graph, Node, is_linear
 from featherbed.make.quantize.columns import column_weights
 from featherbed.recipe import DynamicLinear
 
+Float = npt.NDArray[np.float32]
 
-def apply(graph: Graph, step: DynamicLinear) -> Graph:
-    """The graph with every Linear as DynamicQuantizeLinear and an integer product."""
+
+def rounded_tensor(x: Float) -> Float:
+    """x [N, K] as the graph's products see it: one scale and zero point for all of it."""
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = np.float32((high - low) / 255 or 1.0)
+    zero = np.rint(-low / scale)
+    return np.asarray((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale, np.float32)
+
+
+def apply(graph: Graph, step: DynamicLinear, only: Container[str] | None = None) -> Graph:
+    """The graph with every Linear, or those of ``only``, as DynamicQuantizeLinear and an integer product."""
     nodes: list[Node] = []
     weights = dict(graph.weights)
     coded: set[str] = set()
     for node in graph.nodes:
-        if (node.domain, node.op) != (OURS, LINEAR):
+        if not is_linear(node) or (only is not None and node.inputs[1] not in only):
             nodes.append(node)
             continue
         x, name = node.inputs

@@ -6,6 +6,7 @@ Only the rows that are read are ever touched, so the table costs the disk, not t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +46,24 @@ def table_weights(table: Weight, bits: int, block: int) -> tuple[Weight, Weight]
         Weight(f"{table.name}.q{bits}", np.dtype(np.uint8), (rows, width * bits // 8), read_codes),
         Weight(f"{table.name}.scales", np.dtype("<f4"), (rows, blocks), read_scales),
     )
+
+
+def tables(graph: Graph, step: BlockwiseTable) -> dict[str, Weight]:
+    """The graph's embedding tables by name, as their codes stand for them."""
+    names = {n.inputs[1] for n in graph.nodes if (n.domain, n.op) == (OURS, LOOKUP)}
+    return {name: _read_back(graph.weights[name], step) for name in names}
+
+
+def _read_back(table: Weight, step: BlockwiseTable) -> Weight:
+    zero = 2 ** (step.bits - 1)
+
+    def read() -> Iterator[Array]:
+        for part in table.read():
+            codes, scales = round_blocks(np.asarray(part, np.float32), step.bits, step.block)
+            values = (codes.astype(np.float32) - zero) * scales[:, :, None]
+            yield np.ascontiguousarray(values.reshape(len(part), -1)[:, : table.shape[1]], np.float32)
+
+    return replace(table, read=read)
 
 
 def apply(graph: Graph, step: BlockwiseTable) -> Graph:

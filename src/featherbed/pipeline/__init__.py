@@ -1,0 +1,1 @@
+"""The rivers: each verb of the library on one screen."""

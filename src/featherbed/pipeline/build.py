@@ -1,0 +1,118 @@
+"""build(): the whole river on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import featherbed
+from featherbed.check.card import render
+from featherbed.check.inspect import inspect_file
+from featherbed.check.verify import Yardstick, measure
+from featherbed.folder import (
+    CARD,
+    ONNX,
+    Manifest,
+    ModelFolder,
+    Variant,
+    dump,
+    file_record,
+    graph_name,
+    publish,
+    write_text,
+)
+from featherbed.hub import locate
+from featherbed.make.assemble import write_configs
+from featherbed.make.calibrate.texts import calibration as calibrate
+from featherbed.make.checkpoint import Checkpoint, open_checkpoint
+from featherbed.make.graph import reference_graph
+from featherbed.pipeline.variants import Writer, Written, calibration_tokens, name_sidecars
+from featherbed.pipeline.verify import save_evidence
+from featherbed.probe import read_probe, shipped, shipped_calibration
+from featherbed.progress import Progress, silent
+from featherbed.recipe import DEFAULT, recipes
+from featherbed.report import Report, parse_gates
+from featherbed.run.tokens import Tokenizer
+from featherbed.spec import Spec, read_spec
+
+WRITERS = 2  # variants written at a time; each holds a few blocks of 16 MB
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A published model folder, and the report of its variants where they were verified."""
+
+    folder: Path
+    report: Report | None
+
+
+def build(
+    source: Path | str,
+    out: Path | str | None = None,
+    variants: Sequence[str] = DEFAULT,
+    *,
+    gates: Sequence[str] = (),
+    pooling: str | None = None,
+    check: bool = True,
+    calibration: Path | None = None,
+    progress: Progress = silent,
+) -> Outcome:
+    """Checkpoint folder or Hub id → model folder with ``variants``, each verified, with card and manifest.
+
+    ``out`` defaults to ``<name>-onnx`` here. ``pooling`` is for checkpoints whose files do not say. A variant
+    whose gate fails is kept and marked so; "auto" never takes it. ``check`` False leaves verifying for later.
+    ``calibration`` is a file of texts in place of those that ship, for the recipes that look at activations.
+    Raises an InputError on what cannot be built, OutputError when it cannot be written: nothing is half-written.
+    """
+    chosen, asked = recipes(variants), parse_gates(gates)
+    checkpoint_folder = locate(str(source))
+    name = checkpoint_folder.resolve().name if Path(source).exists() else str(source).partition("@")[0].split("/")[-1]
+    spec = read_spec(checkpoint_folder, pooling)
+    checkpoint = open_checkpoint(checkpoint_folder)
+    graph = reference_graph(checkpoint, spec)
+    tokenizer = Tokenizer(checkpoint_folder, spec)
+    tokenizer.check_table()
+    spec = replace(spec, eos_id=tokenizer.eos_id)
+    texts = None
+    if any(r.calibrated for r in chosen):
+        probe = read_probe([calibration]) if calibration else shipped_calibration()
+        texts = calibrate(probe, tokenizer, spec, calibration_tokens(graph))
+    target = Path(out) if out is not None else Path(f"{name}-onnx")
+    report = None
+    with publish(target.absolute()) as folder:
+        write_configs(checkpoint_folder, folder, spec, tokenizer.appends)
+        (folder / ONNX).mkdir()
+        write = Writer(folder, spec, texts, progress)
+        at_once = [r for r in chosen if not r.calibrated]
+        with ThreadPoolExecutor(WRITERS) as pool:  # numpy, hashing and writing let go of the interpreter
+            jobs = {r.name: pool.submit(write.variant, graph, r) for r in at_once}
+            written = {name: job.result() for name, job in jobs.items()}
+        # those that look at activations keep all cores and much memory busy: one after the other
+        written |= {r.name: write.variant(graph, r) for r in chosen if r.calibrated}
+        model = _manifest(folder, name, spec, [written[r.name] for r in chosen], checkpoint)
+        if check:
+            report = measure(model, [r.name for r in chosen], Yardstick(shipped(), asked), progress)
+            model = save_evidence(model, report)
+        write_text(folder / CARD, render(model))
+        model.with_evidence({})
+    return Outcome(target, report)
+
+
+def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], checkpoint: Checkpoint) -> ModelFolder:
+    variants = {
+        w.name: Variant(
+            w.name, w.recipe, tuple(w.records), inspect_file(folder / graph_name(w.suffix)).least_onnxruntime
+        )
+        for w in written
+    }
+    name_sidecars(folder, {f"model{w.suffix}.onnx": len(w.records) > 1 for w in written})
+    files = {n: record for w in written for n, record in w.records.items()}
+    others = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name != ONNX)
+    files |= {p.relative_to(folder).as_posix(): file_record(p) for p in others}
+    sources = {e.path for e in checkpoint.entries.values()} | {checkpoint.folder / "config.json"}
+    source = {p.name: file_record(p).sha256 for p in sorted(sources)}
+    manifest = Manifest(name, featherbed.__version__, source, spec, variants, files)
+    write_text(folder / "featherbed.json", dump(manifest.to_json()))
+    return ModelFolder(folder, manifest)

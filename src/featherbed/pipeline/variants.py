@@ -1,0 +1,84 @@
+"""One variant, made and written into a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import featherbed
+from featherbed.folder import ONNX, FileRecord, dump, graph_name, write_text
+from featherbed.make.calibrate.texts import Calibration
+from featherbed.make.ir import Graph
+from featherbed.make.variant import made
+from featherbed.make.write import write_graph
+from featherbed.progress import Progress
+from featherbed.recipe import Recipe
+from featherbed.spec import Spec, read_json
+
+MOST_TOKENS, LEAST_TOKENS = 24_576, 8_192  # of calibration texts
+WORK = 2**42  # tokens times linear weights that calibration may take: some minutes on two cores
+
+
+def calibration_tokens(graph: Graph) -> int:
+    """How many tokens of text to calibrate with: fewer for larger models."""
+    weights = sum(math.prod(graph.weights[name].shape) for name in set(graph.linear_names()))
+    return max(LEAST_TOKENS, min(MOST_TOKENS, WORK // weights))
+
+
+@dataclass(frozen=True)
+class Written:
+    """A variant on disk: its recipe as plain values, and its files' records by name inside the folder, graph first."""
+
+    name: str
+    suffix: str
+    recipe: dict[str, Any]
+    records: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Where variants are written, and the texts that some of them look at."""
+
+    folder: Path
+    spec: Spec
+    texts: Calibration | None
+    progress: Progress
+
+    def variant(self, graph: Graph, recipe: Recipe, begun: int = 0) -> Written:
+        """One variant from the reference graph, or from what it is after the first ``begun`` steps."""
+
+        def staged(stage: str, done: int, total: int) -> None:
+            self.progress(f"{recipe.name}: {stage}", done, total)
+
+        result = made(graph, recipe.steps[begun:], self.texts, staged)
+        plain = replace(recipe, steps=recipe.steps[:begun] + result.steps).to_json()
+        if recipe.calibrated and self.texts is not None:
+            plain["calibration"] = self.texts.probe
+        total, done = sum(w.size_bytes for w in result.graph.weights.values()), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(f"write {recipe.name}", min(done, total), total)
+
+        metadata = {
+            "featherbed.version": featherbed.__version__,
+            "featherbed.recipe": json.dumps(plain, sort_keys=True),
+            "featherbed.spec": json.dumps(self.spec.to_json(), sort_keys=True),
+        }
+        records = write_graph(result.graph, self.folder / graph_name(recipe.suffix), metadata, advance)
+        self.progress(f"write {recipe.name}", total, total)
+        return Written(recipe.name, recipe.suffix, plain, {f"{ONNX}/{name}": records[name] for name in sorted(records)})
+
+
+def name_sidecars(folder: Path, graphs: dict[str, bool]) -> None:
+    """Tell transformers.js, in config.json, which graphs (by file name) have a sidecar."""
+    path = folder / "config.json"
+    config = read_json(path)
+    before = config.get("transformers.js_config", {}).get("use_external_data_format", {})
+    sidecars = {name: True for name, has in ({**before, **graphs}).items() if has}
+    if sidecars or before:
+        write_text(path, dump({**config, "transformers.js_config": {"use_external_data_format": sidecars}}))
