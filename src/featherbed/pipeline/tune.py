@@ -36,6 +36,7 @@ from featherbed.run.batches import batches
 from featherbed.run.embedder import Embedder
 from featherbed.run.session import Memory
 from featherbed.run.tokens import Tokenizer
+from featherbed.spec import read_json
 
 HARM_TOKENS = 1024  # of the calibration texts, for the harm of one weight
 WORK = "tune.work"  # inside the model folder while it lasts: the trial at hand, and the best so far
@@ -128,15 +129,17 @@ class _Search:
         levels = [repr(search.LEVELS), repr(search.TABLES), self.folder.manifest.version]
         about = json.dumps([files, levels, self.texts.probe, self.probe.sha256])
         key = hashlib.sha256(about.encode()).hexdigest()
-        if self.path.is_file():
-            state = json.loads(self.path.read_text("utf-8"))
-            if isinstance(state, dict) and state.get("about") == key:
+        for path in (self.folder.path / WORK / EVIDENCE, self.path):
+            state = read_json(path) if path.is_file() else {}
+            if state.get("about") == key:
                 return state
         return {"about": key, "calibration": self.texts.probe, "probe": self.probe.to_json(), "harms": {}, "trials": {}}
 
     def _keep(self) -> None:
-        self.path.parent.mkdir(exist_ok=True)
-        write_text(self.path, dump(self.state))
+        """Beside the folder's files until the end: the manifest must not name what still changes."""
+        work = self.folder.path / WORK
+        work.mkdir(exist_ok=True)
+        write_text(work / EVIDENCE, dump(self.state))
 
     def run(self) -> Tuned:
         """Harms, path, trials, winner."""
@@ -273,13 +276,13 @@ class _Search:
             "goal": self.wish.goal,
             "machine": machine(),
         }
-        self._keep()
+        self.path.parent.mkdir(exist_ok=True)
+        write_text(self.path, dump(self.state))
         picture = self.path.with_name(PICTURE)
         write_text(picture, front_svg(trials, self.state["front"], winner, self.wish.bounds))
+        open_folder(self.folder.path).with_evidence({})  # the manifest knows the evidence
         report = None if winner is None else self._adopt(mixes[winner], smooth)
         shutil.rmtree(self.folder.path / WORK, ignore_errors=True)
-        if report is None:
-            open_folder(self.folder.path).with_evidence({})  # the manifest knows the evidence
         return Tuned(trials, self.state["front"], winner, report, picture)
 
     def _adopt(self, mix: Mix, smooth: Smooth) -> Report:

@@ -1,0 +1,124 @@
+"""featherbed tune, on a checkpoint small enough to search in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import featherbed
+from featherbed.errors import ModelFolderError, OptionError
+from featherbed.folder import open_folder
+from featherbed.pipeline import tune as tuning
+from featherbed.pipeline.tune import tune
+from tests.conftest import FIXTURES
+
+TEXTS = ["a cat sits", "two dogs run in the park", "rain falls on the old town", "who is there?", "numbers 1 2 3 4 5"]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "few.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), "utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return featherbed.build(FIXTURES / "bert-mean", tmp_path / "model", ["fp32"], check=False).folder
+
+
+@pytest.fixture(autouse=True)
+def benches_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed has tests of its own; here a larger file is a faster one."""
+    monkeypatch.setattr(
+        tuning, "bench_file", lambda path, _: {"tokens_per_s": path.stat().st_size / 1e3, "rss_mib": 50.0}
+    )
+
+
+def test_the_winner_is_the_smallest_within_the_bounds_and_becomes_a_variant(folder: Path, few: Path) -> None:
+    found = tune(folder, minimum=["cos_min=0.9"], trials=5, calibration=few, probes=[few])
+    assert found.winner is not None
+    held = {key: f["size_mb"] for key, f in found.trials.items() if f["cos_min"] >= 0.9}
+    assert held[found.winner] == min(held.values())
+    assert found.report is not None
+    opened = open_folder(folder)
+    opened.check_hashes()
+    variant = opened.variant("tuned")
+    assert [s["step"] for s in variant.recipe["steps"]] == ["Rotate", "Smooth", "MixedLinear", "BlockwiseTable"]
+    assert variant.recipe["calibration"]["name"] == few.name
+    assert not (folder / "tune.work").exists()
+    assert found.picture.is_file()
+    evidence = json.loads((folder / "reports" / "tune.json").read_text("utf-8"))
+    assert evidence["winner"] == found.winner
+    assert evidence["front"] == found.front
+    assert featherbed.Embedder(folder, "tuned").encode("a cat").shape == (opened.manifest.spec.dim,)
+    assert "| `tuned` |" in (folder / "README.md").read_text("utf-8")
+
+
+def test_a_search_goes_on_where_it_stopped(folder: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = tuning._Search._embed
+
+    def embed(self: Any, file: Path, stage: str) -> Any:
+        calls.append(stage)
+        if stage == "trial 3":
+            raise KeyboardInterrupt
+        return real(self, file, stage)
+
+    monkeypatch.setattr(tuning._Search, "_embed", embed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
+    assert len(json.loads((folder / "tune.work" / "tune.json").read_text("utf-8"))["trials"]) == 2
+    open_folder(folder).check_hashes()  # the folder is as it was
+    monkeypatch.setattr(tuning._Search, "_embed", real)
+    measured: list[Any] = []
+    monkeypatch.setattr("featherbed.make.tune._harm", lambda *asked: measured.append(asked))
+    found = tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
+    assert len(found.trials) == 4
+    assert not measured  # every harm was known
+
+
+def test_when_nothing_is_within_the_bounds_the_folder_has_the_evidence_only(folder: Path, few: Path) -> None:
+    found = tune(folder, minimum=["cos_min=0.9"], maximum=["size_mb=0.0001"], trials=4, calibration=few, probes=[few])
+    assert (found.winner, found.report) == (None, None)
+    opened = open_folder(folder)
+    opened.check_hashes()
+    assert list(opened.manifest.variants) == ["fp32"]
+    assert "reports/tune.json" in opened.manifest.files
+
+
+def test_other_goals_choose_other_winners(folder: Path, few: Path) -> None:
+    found = {
+        goal: tune(folder, goal=goal, trials=4, calibration=few, probes=[few]) for goal in ("size", "speed", "fidelity")
+    }
+    trials = found["size"].trials
+    sizes = {key: f["size_mb"] for key, f in trials.items()}
+    assert found["size"].winner == min(sizes, key=sizes.__getitem__)
+    assert found["speed"].winner == max(trials, key=lambda key: trials[key]["tokens_per_s"])
+    assert found["fidelity"].winner == max(trials, key=lambda key: trials[key]["cos_min"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"minimum": ["size_mb=3"]}, "--min 'size_mb=3'.*cos_min"),
+        ({"maximum": ["cos_min=0.9"]}, "--max 'cos_min=0.9'.*size_mb"),
+        ({"minimum": ["cos_min=high"]}, "the bound 'high'"),
+        ({"goal": "beauty"}, "a goal of size, speed, fidelity"),
+        ({"trials": 1}, "at least 4 trials"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(folder: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        tune(folder, **options)
+
+
+def test_a_folder_without_its_reference_is_refused(copied: Callable[[str], Path]) -> None:
+    folder = copied("bert-mean")
+    open_folder(folder).without("fp32")
+    with pytest.raises(ModelFolderError, match="fp32"):
+        tune(folder)
