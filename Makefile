@@ -11,7 +11,7 @@ PEER_VENVS := .venv-openvino .venv-llama .venv-peers
 PEER_OPTIONS := --openvino .venv-openvino/bin/python --llama .venv-llama/bin/python \
 	--sentence-transformers .venv-peers/bin/python --fastembed .venv-peers/bin/python
 
-.PHONY: demo test lint parity bench clean help
+.PHONY: demo test lint parity bench quality clean help
 
 help:
 	@echo "make demo          build, verify, measure and use all-MiniLM-L6-v2 (MODEL=folder or Hub id for another)"
@@ -19,13 +19,14 @@ help:
 	@echo "make lint          ruff and mypy"
 	@echo "make parity        the suite against PyTorch, in an environment of its own"
 	@echo "make bench         the 0.6B shape against the stock path; needs TOKENIZER=folder; PEERS=1 adds others (see docs/guide/bench.md)"
+	@echo "make quality       what every recipe keeps, on real text; needs DATA=folder and TINY=checkpoint (see docs/quality.md)"
 	@echo "make clean         remove what these made"
 
 demo: .venv/.installed $(if $(filter $(MINILM),$(MODEL)),$(MINILM)/model.safetensors)
 	.venv/bin/python demo/demo.py $(MODEL)
 
 test: .venv/.tested $(MINILM)/model.safetensors
-	.venv/bin/python -m pytest -n 2 --ignore tests/reference
+	.venv/bin/python -m pytest -n 2 --dist loadgroup --ignore tests/reference
 
 lint: .venv/.tested
 	.venv/bin/ruff check .
@@ -39,6 +40,11 @@ bench: .venv/.installed .venv-reference/.installed $(MINILM)/model.safetensors $
 	@test -n "$(TOKENIZER)" || { echo "make bench: expected TOKENIZER=folder with Qwen3-Embedding-0.6B's config.json and tokenizer.json, found nothing; see docs/guide/bench.md"; exit 2; }
 	.venv/bin/python benchmarks/main_job.py $(BENCH_OPTIONS)
 	.venv/bin/python benchmarks/engine.py $(BENCH_OPTIONS) --minilm $(MINILM) $(if $(TEXTS),--texts $(TEXTS)) $(if $(PEERS),$(PEER_OPTIONS))
+
+# half an hour to an hour: everything that docs/quality.md says
+quality: .venv/.installed $(MINILM)/model.safetensors
+	@test -n "$(DATA)" && test -n "$(TINY)" || { echo "make quality: expected DATA=folder with STS and XQuAD, and TINY=checkpoint of a small decoder, found '$(DATA)' and '$(TINY)'; see docs/quality.md"; exit 2; }
+	.venv/bin/python benchmarks/quality.py --data $(DATA) --minilm $(MINILM) --tiny $(TINY) --work $(BENCH)/quality
 
 clean:
 	rm -rf .venv .venv-reference $(PEER_VENVS) .cache demo/out

@@ -50,6 +50,7 @@ from featherbed.run.tokens import Tokenizer
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "quality.json"
 NAMED = ("int8-dynamic", "int8-smooth", "int8", "int8-block", "q4", "int4", "int4-small")
+FEW = ("int8-dynamic", "int8", "int8-block", "int4")  # of the models that are variations of another
 TUNED_MIN, TRIALS = "cos_min=0.98", 7
 TABLE = BlockwiseTable()
 FOUR = BlockwiseLinear(bits=4, block=32, accuracy_level=None, searched=True, gptq=True)
@@ -92,7 +93,7 @@ def build(model: Model, checkpoint: Path, work: Path) -> tuple[Path, dict[str, f
         spec = opened.manifest.spec
         graph = read_graph(folder / graph_name(""))
         texts = calibration(shipped_calibration(), Tokenizer(folder, spec), spec, calibration_tokens(graph))
-        wanted = {name: RECIPES[name] for name in NAMED}
+        wanted = {name: RECIPES[name] for name in (NAMED if model.tuned else FEW)}
         if not model.places:
             wanted |= {
                 name: Recipe(name, f"_step{at}", Shelf.OURS, steps, "")

@@ -155,11 +155,14 @@ def page(engine: dict[str, Any]) -> str:
 def cost(job: dict[str, Any]) -> str:
     """What the files cost to make."""
     build = job["build"]
-    ours, stock = build["featherbed"], [v for k, v in build.items() if k != "featherbed"]
+    ours, stock = build["featherbed"], [v for k, v in build.items() if k.startswith("stock")]
     rows = [
         ["**featherbed**", f"{ours['seconds']:.0f} s", f"{ours['private_peak_mib'] / 1024:.2f} GiB"],
         ["stock", f"{sum(v['seconds'] for v in stock):.0f} s",
          f"{max(v['private_peak_mib'] for v in stock) / 1024:.2f} GiB"],
     ]  # fmt: skip
-    head = ["fp32, an 8-bit and a 4-bit file, unverified", "made in", "peak private memory"]
+    if four := build.get("featherbed int4"):
+        private = f"{four['private_peak_mib'] / 1024:.2f} GiB"
+        rows.append(["featherbed fp32 and `int4`, calibrated and compensated", f"{four['seconds']:.0f} s", private])
+    head = ["fp32, int8-dynamic and q4, unverified", "made in", "peak private memory"]
     return f"{markdown(head, rows)}\n\n{on(job)}."

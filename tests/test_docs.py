@@ -23,6 +23,7 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]  # a Group, b
 VERBS = sorted(COMMANDS)
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BUILD = json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text("utf-8"))["build"]
+QUALITY = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text("utf-8"))
 ENGINE = json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text("utf-8"))
 
 
@@ -85,7 +86,7 @@ def test_the_readme_quotes_the_committed_results() -> None:
     speed, cost = quoted("README.md", "engine"), quoted("README.md", "main_job")
     for name in ("int8", "fp32", "stock int8", "stock fp32"):
         assert f"{ENGINE['qwen3-0.6b']['results'][name]['workloads']['8x128']['tokens_per_s']:.0f}" in speed, name
-    stock = sum(v["seconds"] for k, v in BUILD.items() if k != "featherbed")
+    stock = sum(v["seconds"] for k, v in BUILD.items() if k.startswith("stock"))
     assert f"{stock:.0f} s" in cost
     assert f"{BUILD['featherbed']['seconds']:.0f} s" in cost
     assert f"{BUILD['featherbed']['private_peak_mib'] / 1024:.2f} GiB" in cost
@@ -97,6 +98,16 @@ def test_the_page_of_speed_quotes_everyone_who_ran(model: str) -> None:
     for name, result in ENGINE[model]["results"].items():
         if name != "wall" and result.get("workloads"):
             assert f"| {result['workloads']['8x128']['tokens_per_s']:.0f} |" in page, name
+
+
+@pytest.mark.parametrize("model", list(QUALITY))
+def test_the_page_of_quality_quotes_every_variant_of_every_model(model: str) -> None:
+    page = quoted("docs/quality.md", "quality").split(f"## {model}\n")[1].split("\n## ")[0]
+    for name, variant in QUALITY[model]["variants"].items():
+        worst = int(variant["cosine_to_fp32"]["worst"] * 1e4 + 1e-6) / 1e4
+        row = next(line for line in page.splitlines() if line.startswith((f"| `{name}` |", f"| {name} |")))
+        assert f"/ {worst:.4f} |" in row, name
+        assert f"| {variant['size_bytes'] / 1e6:.2f} |" in row, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -28,6 +28,7 @@ OPTIONS = {
     "inspect": "--json",
     "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",
     "card": "--json",
+    "tune": "--min --max --goal --trials --calibration --probe --json",
     "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
 }
 METRICS = (
