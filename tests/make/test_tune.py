@@ -121,3 +121,13 @@ def test_a_uniform_mix_is_a_recipe_by_hand() -> None:
     assert [n.op for n in mixed.nodes] == [n.op for n in plain.nodes]
     for name, weight in plain.weights.items():
         assert np.array_equal(mixed.weights[name].array(), weight.array()), name
+
+
+def test_layers_of_one_input_may_be_compensated_or_not() -> None:
+    graph, texts = graph_of("qwen3-tied"), texts_of("qwen3-tied")
+    gate, up = (f"layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    mixed = MixedLinear(((gate, PerTokenLinear()), (up, PerTokenLinear(gptq=True))))
+    nodes = made(graph, (mixed,), texts).graph.nodes
+    outputs = [name for node in nodes for name in node.outputs]
+    assert len(outputs) == len(set(outputs))
+    assert sum(node.op == "QuantizeLinear" for node in nodes) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from featherbed.make.ir import Graph
 from featherbed.make.quantize import blockwise, dynamic, per_token, table
 from featherbed.make.quantize.columns import Ready
@@ -29,6 +31,8 @@ def apply(graph: Graph, step: LinearStep | MixedLinear | BlockwiseTable, ready: 
 def _mixed(graph: Graph, step: MixedLinear, ready: Ready | None) -> Graph:
     groups: dict[LinearStep, set[str]] = {}
     for name, how in step.layers:
+        if isinstance(how, PerTokenLinear):  # compensated or not, layers of one input share its codes
+            how = replace(how, gptq=False)
         if how is not None:
             groups.setdefault(how, set()).add(name)
     for how, names in groups.items():
