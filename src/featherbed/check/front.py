@@ -65,9 +65,9 @@ def front_svg(
         parts.append("</circle>")
         if key == winner:
             side, shift = ("end", -14) if x > WIDTH / 2 else ("start", 14)
-            parts.append(
-                f'<text x="{x + shift:.1f}" y="{y + 18:.1f}" text-anchor="{side}">tuned: {escape(words)}</text>'
-            )
+            below = -14 if y > HEIGHT - BOTTOM - 40 else 18  # not onto the axis
+            text = f'<text x="{x + shift:.1f}" y="{y + below:.1f}" text-anchor="{side}">'
+            parts.append(f"{text}tuned: {escape(words)}</text>")
     return "\n".join([*parts, "</svg>\n"])
 
 
