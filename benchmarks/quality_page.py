@@ -93,8 +93,8 @@ def page(result: dict[str, Any]) -> str:
         texts = next(iter(model["variants"].values()))["cosine_to_fp32"]["texts"]
         parts.append(f"## {name}\n")
         parts.append(
-            f"{texts:,} texts; {m['cores']} core{'s' * (m['cores'] > 1)} of {m['cpu']}, onnxruntime {m['onnxruntime']}, "
-            f"commit {model['commit'][:7]}.\n"
+            f"{texts:,} texts; {m['cores']} core{'s' * (m['cores'] > 1)} of {m['cpu']}, "
+            f"onnxruntime {m['onnxruntime']}, commit {model['commit'][:7]}.\n"
         )
         parts.append(kept(model, named) + "\n")
         steps = [n for n in model["variants"] if ":" in n]
