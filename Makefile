@@ -26,7 +26,8 @@ demo: .venv/.installed $(if $(filter $(MINILM),$(MODEL)),$(MINILM)/model.safeten
 	.venv/bin/python demo/demo.py $(MODEL)
 
 test: .venv/.tested $(MINILM)/model.safetensors
-	.venv/bin/python -m pytest -n 2 --dist loadgroup --ignore tests/reference
+	OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --ignore tests/reference --ignore tests/real
+	.venv/bin/python -m pytest tests/real
 
 lint: .venv/.tested
 	.venv/bin/ruff check .
