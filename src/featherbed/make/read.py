@@ -31,9 +31,7 @@ def read_graph(path: Path) -> Graph:
         nodes = tuple(_node(node, made_by, weights) for node in model.graph.node)
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         inputs, outputs = (tuple(map(_port, ports)) for ports in (model.graph.input, model.graph.output))
-    except (OSError, ValueError, KeyError, StopIteration, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
-        raise _refused(path, f"{type(error).__name__}: {error}") from error
-    except Exception as error:  # protobuf's own errors, of which each version has others
+    except Exception as error:  # protobuf's, onnx's and the file system's: they share no base
         raise _refused(path, f"{type(error).__name__}: {error}") from error
     graph = Graph(model.graph.name, opset, nodes, weights, inputs, outputs)
     if not graph.linear_names() or not any(n.op == LOOKUP for n in nodes):

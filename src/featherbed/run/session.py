@@ -285,7 +285,8 @@ class Piece:
         options.log_severity_level = FATAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # many live at once, beside numpy's
         try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            providers = list(choose(CPU, ort.get_available_providers()))
+            self._session = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # as above
             raise EngineError(
                 "a part of the graph",
