@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featherbed.make.quantize import simulate
-from featherbed.make.quantize.gptq import DAMPING, RIDGE, Fit, Grid, Moments, compensated
+from featherbed.make.quantize.gptq import DAMPING, RIDGE, Fit, Grid, Moments, compensated, inverse_root
 from featherbed.recipe import BlockwiseLinear, LinearStep, PerTokenLinear
 
 Float = npt.NDArray[np.float32]
@@ -208,7 +208,16 @@ def test_the_factor_is_that_of_the_damped_inverse(width: int) -> None:
     assert np.abs(factor.T @ factor @ damped(moments) - np.eye(width)).max() < 1e-3
 
 
-@pytest.mark.parametrize("width", [1, 5, 24])
+@pytest.mark.parametrize("width", [1, 2, 64, 65, 131, 300])
+def test_the_root_of_an_inverse_is_upper_triangular_and_squares_to_it(width: int) -> None:
+    matrix = damped(moments_of(correlated(2 * width, width, seed=8)))
+    root = inverse_root(matrix)
+    assert np.array_equal(root, np.triu(root))
+    expected = np.linalg.inv(matrix)
+    assert np.abs(root.T @ root - expected).max() <= 1e-9 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("width", [1, 5, 24, 100])
 def test_the_moved_weight_is_the_ridge_regression_on_what_the_float_layer_gives(width: int) -> None:
     x, rounded, weights = some_rows(width, 9)
     weight = gaussian(11, width, seed=10)

@@ -6,7 +6,9 @@ come back.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -106,12 +108,24 @@ def _smoothed(
     linear = next(s for s in following if isinstance(s, LinearStep | MixedLinear))
     part = texts.part(SWEEP_TOKENS)
     exact = reference(graph, part, "reference", progress)
-    kept: dict[float, float] = {}
-    for alpha in ALPHAS:
+
+    @cache
+    def kept(alpha: float) -> float:
         tried = smooth.apply(graph, alpha, step.explicit, found)
-        kept[alpha] = float((nearest(tried, step_of(linear), part, f"try α {alpha}", progress) * exact).sum(1).mean())
-    alpha = max(ALPHAS, key=kept.__getitem__)
+        return float((nearest(tried, step_of(linear), part, f"try α {alpha}", progress) * exact).sum(1).mean())
+
+    alpha = highest(ALPHAS, kept)
     return smooth.apply(graph, alpha, step.explicit, found), replace(step, alpha=alpha)
+
+
+def highest(places: Sequence[float], height: Callable[[float], float]) -> float:
+    """The place of ``places`` that a walk uphill from their middle ends at; the first asked among equals."""
+    at = len(places) // 2
+    while True:
+        best = max((i for i in (at, at - 1, at + 1) if 0 <= i < len(places)), key=lambda i: height(places[i]))
+        if best == at:
+            return places[at]
+        at = best
 
 
 def nearest(graph: Graph, how: StepOf, texts: Calibration, stage: str = "round", progress: Progress = silent) -> Float:

@@ -58,6 +58,7 @@ def compensate(
     biases, behind, late = _biases(graph), per_token.behind_gelu(graph), ends(graph)
     layers: dict[str, _Layer] = {}
     ready: dict[str, tuple[Array, ...]] = {}
+    shifts: dict[str, Float] = {}
     rounded = Walk(replace(graph, weights=graph.weights | tables), calibration.batches)
     for float_walk in sites(Walk(graph, calibration.batches), "calibrate", progress):
         site = float_walk.site
@@ -76,12 +77,15 @@ def compensate(
             if step not in moments:
                 moments[step] = _moments(float_walk, rounded, step, bounded, calibration, name in late)
             layers[name], ready[name] = _round(values, step, bounded, moments[step], name in biases)
+            if name in biases:
+                shifts[biases[name]] = layers[name].shift
         rounded.go({name: layers[name] for name in site.weights})
         float_walk.go(exactly)
+        for name in set(site.weights) - late:  # nobody reads them again: four times the model would pile up
+            del layers[name]
     weights = dict(graph.weights)
-    for name, bias in biases.items():
-        if name in ready:
-            weights[bias] = _shifted(weights[bias], layers[name].shift)
+    for bias, shift in shifts.items():
+        weights[bias] = _shifted(weights[bias], shift)
     return Compensated(replace(graph, weights=weights), ready)
 
 

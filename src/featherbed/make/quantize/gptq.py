@@ -28,6 +28,7 @@ Double = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int16]
 DAMPING = 0.01  # of H's mean diagonal
 TOGETHER = 64  # columns whose errors are handed on to the columns behind them in one product
+SMALL = 64  # triangular matrices that are inverted as a whole
 RIDGE = 0.1  # of the same: 0.01 fits the calibration's texts and not others (docs/lab.md)
 
 
@@ -65,19 +66,19 @@ class Moments:
         """Take rows in; ``weights`` [R]."""
         kept = weights > 0
         x, rounded, weights = x[kept], rounded[kept], weights[kept, None]
-        weighted = rounded * weights
-        self.seen += weighted.T @ rounded
-        self.missed += (x - rounded).T @ weighted
+        root = np.sqrt(weights)
+        seen, missed = rounded * root, (x - rounded) * root
+        self.seen += seen.T @ seen  # of one array, so that BLAS makes half of it
+        self.missed += missed.T @ seen
         self.mean_float += (x * weights).sum(axis=0, dtype=np.float64)
-        self.mean_rounded += weighted.sum(axis=0, dtype=np.float64)
+        self.mean_rounded += (rounded * weights).sum(axis=0, dtype=np.float64)
         self.total += float(weights.sum())
 
     def moved(self, weight: Float) -> Float:
         """The weight [N, K] whose products with x̂ come nearest to those of ``weight`` with x."""
         ridge = RIDGE * np.trace(self.seen) / len(self.seen) or 1.0
-        right = self.missed.astype(np.float32).T @ weight.T  # [K, N]
-        damped = (self.seen + ridge * np.eye(len(self.seen))).astype(np.float32)
-        return np.asarray(weight + np.linalg.solve(damped, right).T, np.float32)
+        root = inverse_root((self.seen + ridge * np.eye(len(self.seen))).astype(np.float32))
+        return np.asarray(weight + weight @ self.missed.astype(np.float32) @ root.T @ root, np.float32)
 
     def shift(self, weight: Float, rounded: Float) -> Float:
         """[N]: mean output of ``weight`` on x less that of ``rounded`` on x̂."""
@@ -88,9 +89,26 @@ class Moments:
         """U [K, K], upper triangular, with (H + damping)⁻¹ = Uᵀ U."""
         size = len(self.seen)
         damped = self.seen + (DAMPING * np.trace(self.seen) / size or 1.0) * np.eye(size)
-        # H = T Tᵀ with T upper triangular is Cholesky's factor from the other end; then U = T⁻¹
-        triangle = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-        return np.asarray(np.linalg.inv(triangle), np.float32)
+        return np.asarray(inverse_root(damped), np.float32)
+
+
+def inverse_root(matrix: Float | Double) -> Float | Double:
+    """U [K, K], upper triangular, with matrix⁻¹ = Uᵀ U, of a positive definite ``matrix`` and in its type."""
+    # matrix = T Tᵀ with T upper triangular is Cholesky's factor from the other end; then U = T⁻¹
+    return _inverse(np.linalg.cholesky(matrix[::-1, ::-1])[::-1, ::-1])
+
+
+def _inverse(upper: Float | Double) -> Float | Double:
+    """The inverse of an upper triangular matrix, by quarters: products are what BLAS is fastest at."""
+    size = len(upper)
+    if size <= SMALL:
+        return np.triu(np.linalg.inv(upper))
+    half = size // 2
+    inverse = np.zeros_like(upper)
+    inverse[:half, :half] = _inverse(upper[:half, :half])
+    inverse[half:, half:] = _inverse(upper[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ upper[:half, half:] @ inverse[half:, half:]
+    return inverse
 
 
 def compensated(weight: Float, factor: Float, block: int, fit: Fit) -> tuple[Codes, list[Grid]]:
