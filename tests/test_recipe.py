@@ -42,7 +42,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "int4": (Rotate(), NOWHERE, BlockwiseLinear(4, 32, None, searched=True, gptq=True), BlockwiseTable(8, 128)),
     "int4-small": (Rotate(), NOWHERE, BlockwiseLinear(4, 64, None, searched=True, gptq=True), BlockwiseTable(4, 64)),
     "int8-dynamic": (DynamicLinear(8),),
-    "int8-smooth": (Smooth(0.8, Explicit.ANYWHERE), DynamicLinear(8)),
+    "int8-smooth": (Smooth(None, Explicit.NOT_GELU), DynamicLinear(8)),
     "q4": (BlockwiseLinear(4, 32, None),),
 }
 MIXED = MixedLinear((("a", PerTokenLinear()), ("b", None), ("c", BlockwiseLinear(4, 32, None))))

@@ -14,7 +14,7 @@ from featherbed.errors import ProbeError
 SHIPPED = Path(__file__).parent / "probes" / "everyday.jsonl"
 SHIPPED_NAME, SHIPPED_VERSION = "everyday", "1"
 CALIBRATION = Path(__file__).parent / "probes" / "calibration.jsonl"
-CALIBRATION_NAME, CALIBRATION_VERSION = "calibration", "1"
+CALIBRATION_NAME, CALIBRATION_VERSION = "calibration", "2"
 TEXT_KEYS = ("text", "sentence1", "sentence2", "anchor", "positive", "negative")
 
 

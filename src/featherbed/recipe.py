@@ -247,8 +247,8 @@ RECIPES: dict[str, Recipe] = {
             "int8-smooth",
             "_int8_smooth",
             Shelf.COMPATIBLE,
-            (Smooth(alpha=0.8), DynamicLinear()),
-            "SmoothQuant with α 0.8, then int8-dynamic: depends on the batch",
+            (Smooth(explicit=Explicit.NOT_GELU), DynamicLinear()),
+            "SmoothQuant with α found on the model, then int8-dynamic: depends on the batch",
         ),
         Recipe(
             "q4",

@@ -18,7 +18,7 @@ from featherbed.progress import Progress
 from featherbed.recipe import Recipe
 from featherbed.spec import Spec, read_json
 
-MOST_TOKENS, LEAST_TOKENS = 24_576, 8_192  # of calibration texts
+MOST_TOKENS, LEAST_TOKENS = 65_536, 8_192  # of calibration texts
 WORK = 2**41  # tokens times linear weights that calibration may take: some minutes on two cores
 
 
