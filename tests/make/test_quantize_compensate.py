@@ -15,8 +15,9 @@ from featherbed.make.ir import Array, Graph, Weight
 from featherbed.make.quantize import apply, per_token, simulate
 from featherbed.make.quantize.compensate import Compensated, StepOf, compensate
 from featherbed.make.quantize.gptq import Moments, compensated
+from featherbed.make.quantize.refine import refined
 from featherbed.make.quantize.table import tables
-from featherbed.recipe import BlockwiseLinear, BlockwiseTable, LinearStep, MixedLinear, PerTokenLinear
+from featherbed.recipe import BlockwiseLinear, BlockwiseTable, LinearStep, MixedLinear, PerTokenLinear, bits_of
 from tests.conftest import FIXTURES, NAMES, cosines_of, ran, reference_of, texts_for
 
 Float = npt.NDArray[np.float32]
@@ -95,6 +96,8 @@ class ByHand:
             moments.add(x, simulate.inputs(seen, step, bounded), counts)
         moved, block = moments.moved(weight), simulate.block_of(step, weight.shape[1])
         codes, grids = compensated(moved, moments.factor(), block, simulate.fit_of(step, moved))
+        if bits_of(step) < 8:
+            codes, grids = refined(moved, codes, grids, block, moments.damped().astype(np.float32))
         self.arrays[key] = simulate.arrays(codes, grids, step)
         values = simulate.values(codes, grids, block)
         self.shifts[key] = moments.shift(weight, values) if bias_of(self.graph, key) else np.zeros(len(weight), "f4")

@@ -17,10 +17,12 @@ from featherbed.make.calibrate.walk import Layer, Walk, exact
 from featherbed.make.ir import Array, Graph, Weight, is_linear
 from featherbed.make.quantize import per_token, simulate
 from featherbed.make.quantize.gptq import Moments, compensated
+from featherbed.make.quantize.refine import refined
 from featherbed.progress import Progress, silent
-from featherbed.recipe import LinearStep
+from featherbed.recipe import LinearStep, bits_of
 
 Float = npt.NDArray[np.float32]
+FINE_BITS = 8  # where GPTQ leaves nothing worth a second look
 StepOf = Callable[[str], LinearStep | None]  # a weight's name → how it is rounded; None leaves it in float
 
 
@@ -107,6 +109,8 @@ def _round(
     moved = moments.moved(values)
     block = simulate.block_of(step, values.shape[1])
     codes, grids = compensated(moved, moments.factor(), block, simulate.fit_of(step, moved))
+    if bits_of(step) < FINE_BITS:
+        codes, grids = refined(moved, codes, grids, block, moments.damped().astype(np.float32))
     weight = simulate.values(codes, grids, block)
     shift = moments.shift(values, weight) if biased else np.zeros(len(values), np.float32)
     return _Layer(step, bounded, weight, shift), simulate.arrays(codes, grids, step)

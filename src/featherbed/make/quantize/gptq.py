@@ -85,11 +85,14 @@ class Moments:
         mean = (weight @ self.mean_float - rounded @ self.mean_rounded) / (self.total or 1.0)
         return np.asarray(mean, np.float32)
 
+    def damped(self) -> Double:
+        """H [K, K] with the damping that everything of GPTQ counts with."""
+        size = len(self.seen)
+        return np.asarray(self.seen + (DAMPING * np.trace(self.seen) / size or 1.0) * np.eye(size), np.float64)
+
     def factor(self) -> Float:
         """U [K, K], upper triangular, with (H + damping)⁻¹ = Uᵀ U."""
-        size = len(self.seen)
-        damped = self.seen + (DAMPING * np.trace(self.seen) / size or 1.0) * np.eye(size)
-        return np.asarray(inverse_root(damped), np.float32)
+        return np.asarray(inverse_root(self.damped()), np.float32)
 
 
 def inverse_root(matrix: Float | Double) -> Float | Double:
