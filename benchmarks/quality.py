@@ -83,29 +83,31 @@ MODELS = (
 )
 
 
-def build(model: Model, checkpoint: Path, work: Path) -> tuple[Path, dict[str, float]]:
-    """The model's folder with everything to be judged, and the seconds that each named recipe took."""
-    folder = work / model.name.replace(" ", "_").replace(",", "")
+def wanted(model: Model) -> dict[str, Recipe]:
+    """What is made of a model beside fp32 and tuned."""
+    found = {name: RECIPES[name] for name in (NAMED if model.tuned else FEW)}
+    if not model.places:
+        found |= {
+            name: Recipe(name, f"_step{at}", Shelf.OURS, steps, "") for at, (name, steps) in enumerate(STEPS.items())
+        }
+    return found
+
+
+def write(folder: Path, recipes: dict[str, Recipe]) -> dict[str, float]:
+    """Variants of a folder, made from its fp32 anew; the seconds that each took."""
     seconds: dict[str, float] = {}
+    opened = open_folder(folder)
+    spec = opened.manifest.spec
+    graph = read_graph(folder / graph_name(""))
+    texts = calibration(shipped_calibration(), Tokenizer(folder, spec), spec, calibration_tokens(graph))
     with bar() as progress:
-        featherbed.build(checkpoint, folder, ["fp32"], check=False, progress=progress)
-        opened = open_folder(folder)
-        spec = opened.manifest.spec
-        graph = read_graph(folder / graph_name(""))
-        texts = calibration(shipped_calibration(), Tokenizer(folder, spec), spec, calibration_tokens(graph))
-        wanted = {name: RECIPES[name] for name in (NAMED if model.tuned else FEW)}
-        if not model.places:
-            wanted |= {
-                name: Recipe(name, f"_step{at}", Shelf.OURS, steps, "")
-                for at, (name, steps) in enumerate(STEPS.items())
-            }
-        for name, recipe in wanted.items():
+        for name, recipe in recipes.items():
             started = time.perf_counter()
             written = Writer(folder, spec, texts, progress).variant(graph, recipe)
             seconds[name] = round(time.perf_counter() - started, 1)
             least = inspect_file(folder / graph_name(recipe.suffix)).least_onnxruntime
             opened = opened.adding(Variant(name, written.recipe, tuple(written.records), least, None))
-    return folder, seconds
+    return seconds
 
 
 def linear_bits(folder: Path, variant: str) -> float:
@@ -121,27 +123,55 @@ def linear_bits(folder: Path, variant: str) -> float:
     return round(8 * sum(weight_bytes(graph.weights[name], of[name]) for name in names) / count, 3)
 
 
-def measured(model: Model, checkpoint: Path, data: Path, work: Path) -> dict[str, Any]:
-    """Everything that is said of one model."""
-    if model.places:
-        planted = work / "planted"
-        shutil.rmtree(planted, ignore_errors=True)
-        plant(checkpoint, planted, model.places, model.factor)
-        checkpoint = planted
-    folder, seconds = build(model, checkpoint, work)
+def measured(model: Model, asked: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is said of one model, or of those of its variants that are made ``again`` in its folder."""
+    folder = asked.work / model.name.replace(" ", "_").replace(",", "")
+    recipes = {name: recipe for name, recipe in wanted(model).items() if not asked.again or name in asked.again}
+    if not asked.again:
+        checkpoint = getattr(asked, model.family)
+        if model.places:
+            planted = asked.work / "planted"
+            shutil.rmtree(planted, ignore_errors=True)
+            plant(checkpoint, planted, model.places, model.factor)
+            checkpoint = planted
+        featherbed.build(checkpoint, folder, ["fp32"], check=False)
+    seconds, names = write(folder, recipes), list(recipes)
     with bar() as progress:
-        tuned = featherbed.tune(folder, minimum=[TUNED_MIN], trials=TRIALS, progress=progress) if model.tuned else None
-        names = [name for name in open_folder(folder).manifest.variants if name != "fp32"]
-        result = judge(folder, names, data, progress=progress, keep=work)
+        tuned = None
+        if model.tuned and (not asked.again or "tuned" in asked.again):
+            shutil.rmtree(folder / "reports", ignore_errors=True)  # a search begins anew
+            tuned = featherbed.tune(folder, minimum=[TUNED_MIN], trials=TRIALS, progress=progress)
+            names += ["tuned"] if tuned.winner else []
+        result = judge(folder, names, asked.data, progress=progress, keep=asked.work)
     for name in names:
-        variant = result["variants"][name]
-        variant["linear_bits"] = linear_bits(folder, name)
+        result["variants"][name] |= {"linear_bits": linear_bits(folder, name), "commit": commit()}
         if name in seconds:
-            variant["build_seconds"] = seconds[name]
-    trials = [] if tuned is None else [
-        {**figures, "front": key in tuned.front, "winner": key == tuned.winner} for key, figures in tuned.trials.items()
-    ]  # fmt: skip
-    return {**result, "planted": {"places": list(model.places), "factor": model.factor}, "tune": trials}
+            result["variants"][name]["build_seconds"] = seconds[name]
+    if tuned is not None:
+        result["tune"] = [
+            {**figures, "front": key in tuned.front, "winner": key == tuned.winner}
+            for key, figures in tuned.trials.items()
+        ]
+    return {"planted": {"places": list(model.places), "factor": model.factor}, "tune": [], **result}
+
+
+def commit() -> str:
+    """Of the code that is running."""
+    words = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def keep(name: str, found: dict[str, Any], again: bool) -> None:
+    """Put a model's result into the file and make the page; variants made ``again`` take their namesakes' places."""
+    known = json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {}
+    if again:
+        before = known[name]
+        variants = {key: found["variants"].pop(key, value) for key, value in before["variants"].items()}
+        found = before | {"variants": variants | found["variants"], "tune": found["tune"] or before["tune"]}
+    known[name] = found
+    known = {model.name: known[model.name] for model in MODELS if model.name in known}
+    RESULT.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_page(known)
 
 
 def main() -> None:
@@ -149,17 +179,12 @@ def main() -> None:
     for name in ("data", "minilm", "tiny", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=None, help="names of models; all by default")
+    parser.add_argument("--again", nargs="*", help="variants to make again in the folders of --work; all otherwise")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True).stdout
     for model in MODELS:
-        if asked.only and model.name not in asked.only:
-            continue
-        found = measured(model, getattr(asked, model.family), asked.data, asked.work)
-        known = json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else {}
-        known[model.name] = {"commit": commit.strip(), **found}
-        RESULT.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        write_page(known)
+        if not asked.only or model.name in asked.only:
+            keep(model.name, measured(model, asked), bool(asked.again))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,16 @@ def trials(model: dict[str, Any]) -> str:
     return markdown(["weights at 4 · 8 · 8-block · 32 bits", "MB", "tokens/s", "mean / worst", ""], rows)
 
 
+def _commits(variants: dict[str, Any]) -> str:
+    """The commit that all variants were made at; or each, with its variants."""
+    of: dict[str, list[str]] = {}
+    for name, variant in variants.items():
+        of.setdefault(variant["commit"][:7], []).append(f"`{name}`")
+    if len(of) == 1:
+        return f"commit {next(iter(of))}"
+    return "commits " + "; ".join(f"{commit} ({', '.join(names)})" for commit, names in of.items())
+
+
 def page(result: dict[str, Any]) -> str:
     """What stands between the page's markers."""
     parts: list[str] = []
@@ -94,7 +104,7 @@ def page(result: dict[str, Any]) -> str:
         parts.append(f"## {name}\n")
         parts.append(
             f"{texts:,} texts; {m['cores']} core{'s' * (m['cores'] > 1)} of {m['cpu']}, "
-            f"onnxruntime {m['onnxruntime']}, commit {model['commit'][:7]}.\n"
+            f"onnxruntime {m['onnxruntime']}, {_commits(model['variants'])}.\n"
         )
         parts.append(kept(model, named) + "\n")
         steps = [n for n in model["variants"] if ":" in n]

@@ -16,7 +16,7 @@ from safetensors import safe_open
 import featherbed
 from featherbed.check.inspect import inspect_file
 from featherbed.pipeline.build import Outcome
-from featherbed.probe import CALIBRATION
+from featherbed.probe import CALIBRATION, SHIPPED
 from featherbed.run.batches import collate
 from featherbed.run.embedder import Embedder
 from featherbed.spec import Pooling
@@ -30,9 +30,17 @@ VARIANTS = ("fp32", "int8", "int8-block", "int4", "int4-small", "int8-dynamic", 
 def built(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     assert (WEIGHTS / "model.safetensors").is_file(), "fetch the weights with: make test, or python demo/weights.py"
     root = tmp_path_factory.mktemp("real")
-    few = root / "few.jsonl"
-    few.write_text("\n".join(CALIBRATION.read_text("utf-8").split("\n")[::8]), "utf-8")  # all of them take minutes
-    return featherbed.build(WEIGHTS, root / "minilm", VARIANTS, calibration=few)
+    # all of the texts that ship take minutes
+    folder = featherbed.build(
+        WEIGHTS, root / "minilm", VARIANTS, check=False, calibration=every(8, CALIBRATION, root / "few.jsonl")
+    ).folder
+    report = featherbed.verify(folder, probes=[every(3, SHIPPED, root / "probe.jsonl")], save=True)
+    return Outcome(folder, report)
+
+
+def every(step: int, texts: Path, copy: Path) -> Path:
+    copy.write_text("\n".join(texts.read_text("utf-8").split("\n")[::step]), "utf-8")
+    return copy
 
 
 def test_ids_are_upstream_s_ids_and_vectors_its_vectors(built: Outcome) -> None:
