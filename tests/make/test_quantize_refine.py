@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from featherbed.make.quantize import simulate
 from featherbed.make.quantize.gptq import Codes, Grid, compensated
-from featherbed.make.quantize.refine import fitted_scales, moved_codes, refined
+from featherbed.make.quantize.refine import refined, turn
 from featherbed.recipe import BlockwiseLinear
 from tests.make.test_quantize_gptq import Double, Float, correlated, error, gaussian, moments_of
 
@@ -31,55 +33,52 @@ def lost(weight: Float, codes: Codes, grids: list[Grid], seen: Float) -> Double:
     return error(weight, simulate.values(codes, grids, BLOCK), seen.astype(np.float64))
 
 
-def slow_codes(weight: Float, codes: Codes, grids: list[Grid], seen: Float) -> Codes:
-    """Every code of a column tried, the other columns held."""
-    codes = codes.copy()
-    for at in range(weight.shape[1]):
-        grid = grids[at // BLOCK]
-        tried = []
-        for code in range(grid.least, grid.most + 1):
-            codes_with = codes.copy()
-            codes_with[:, at] = code
-            tried.append(lost(weight, codes_with, grids, seen))
-        codes[:, at] = np.argmin(tried, axis=0) + grid.least
-    return codes
+def slow_turn(weight: Float, codes: Codes, grids: list[Grid], seen: Float) -> tuple[Codes, list[Grid]]:
+    """Every code of a column tried, then a block's scale as least squares has it, all others held."""
+    codes, grids = codes.copy(), list(grids)
+    root = np.linalg.cholesky(seen.astype(np.float64)).T  # H = rootᵀ root
+    for block in range(len(grids)):
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        for at in range(part.start, min(part.stop, weight.shape[1])):
+            tried = []
+            for code in range(grids[block].least, grids[block].most + 1):
+                codes_with = codes.copy()
+                codes_with[:, at] = code
+                tried.append(lost(weight, codes_with, grids, seen))
+            codes[:, at] = np.argmin(tried, axis=0) + grids[block].least
+        scales = grids[block].scale.copy()
+        others = simulate.values(codes, grids, BLOCK)
+        others[:, part] = 0
+        for row in range(len(weight)):
+            steps = root[:, part] @ (codes[row, part] - grids[block].zero[row])
+            missing = root @ (weight[row] - others[row])
+            found = steps @ missing / (steps @ steps) if steps.any() else scales[row]
+            scales[row] = found if found * scales[row] > 0 else scales[row]
+        grids[block] = replace(grids[block], scale=scales)
+    return codes, grids
 
 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("width", [1, 16, 40, 100])
-def test_codes_move_to_where_trying_all_of_them_would_put_them(name: str, width: int) -> None:
+def test_a_turn_ends_where_trying_everything_in_its_order_ends(name: str, width: int) -> None:
     weight, codes, grids, seen = rounded(name, width, width)
-    found, expected = moved_codes(weight, codes, grids, BLOCK, seen), slow_codes(weight, codes, grids, seen)
-    assert (found != expected).mean() <= 0.01  # halves, where the last bit decides
-    assert np.allclose(lost(weight, found, grids, seen), lost(weight, expected, grids, seen), rtol=1e-2)
-
-
-@pytest.mark.parametrize("width", [1, 16, 40, 100])
-def test_scales_are_those_of_least_squares_row_by_row(width: int) -> None:
-    weight, codes, grids, seen = rounded("searched", width, width)
-    found = np.stack([grid.scale for grid in fitted_scales(weight, codes, grids, BLOCK, seen)], axis=1)
-    root = np.linalg.cholesky(seen.astype(np.float64)).T  # H = rootᵀ root
-    for row in range(len(weight)):
-        steps = np.zeros((width, len(grids)))
-        for at, grid in enumerate(grids):
-            part = slice(at * BLOCK, (at + 1) * BLOCK)
-            steps[part, at] = codes[row, part] - grid.zero[row]
-        expected = np.linalg.lstsq(root @ steps, root @ weight[row].astype(np.float64), rcond=None)[0]
-        if (expected > 0).all():
-            assert found[row] == pytest.approx(expected, rel=1e-3)
+    found, fitted = turn(weight, codes, grids, BLOCK, seen)
+    expected, slow = slow_turn(weight, codes, grids, seen)
+    same = (found == expected).all(axis=1)  # a half that the last bit decides sends a row another way
+    assert same.mean() >= 0.7
+    for one, other in zip(fitted, slow, strict=True):
+        assert np.allclose(one.scale[same], other.scale[same], rtol=1e-3)
+    assert lost(weight, found, fitted, seen).sum() == pytest.approx(lost(weight, expected, slow, seen).sum(), rel=2e-2)
 
 
 @settings(max_examples=30, deadline=None)
 @given(name=st.sampled_from(sorted(STEPS)), width=st.integers(1, 70), seed=st.integers(0, 2**32 - 1))
-def test_no_turn_ever_loses_more(name: str, width: int, seed: int) -> None:
+def test_a_turn_never_loses_more(name: str, width: int, seed: int) -> None:
     weight, codes, grids, seen = rounded(name, width, seed)
     before = lost(weight, codes, grids, seen)
-    moved = moved_codes(weight, codes, grids, BLOCK, seen)
-    after = lost(weight, moved, grids, seen)
+    moved, fitted = turn(weight, codes, grids, BLOCK, seen)
     dust = 1e-4 * error(weight, np.zeros_like(weight), seen.astype(np.float64))
-    assert (after <= before + dust).all()
-    fitted = fitted_scales(weight, moved, grids, BLOCK, seen)
-    assert (lost(weight, moved, fitted, seen) <= after + dust).all()
+    assert (lost(weight, moved, fitted, seen) <= before + dust).all()
     assert all(np.array_equal(one.zero, other.zero) for one, other in zip(fitted, grids, strict=True))
     assert all((one.scale * other.scale > 0).all() for one, other in zip(fitted, grids, strict=True))
 
