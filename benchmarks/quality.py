@@ -14,7 +14,7 @@ import math
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from quality_page import write_page
 
 import featherbed
 from featherbed.check.inspect import inspect_file
-from featherbed.folder import Variant, graph_name, open_folder
+from featherbed.folder import MANIFEST, REPORTS, Variant, dump, graph_name, open_folder, write_text
 from featherbed.make.calibrate.texts import calibration
 from featherbed.make.read import read_graph
 from featherbed.make.tune import weight_bytes
@@ -139,7 +139,7 @@ def measured(model: Model, asked: argparse.Namespace) -> dict[str, Any]:
     with bar() as progress:
         tuned = None
         if model.tuned and (not asked.again or "tuned" in asked.again):
-            shutil.rmtree(folder / "reports", ignore_errors=True)  # a search begins anew
+            forget_reports(folder)  # or the search would go on from what it found last time
             tuned = featherbed.tune(folder, minimum=[TUNED_MIN], trials=TRIALS, progress=progress)
             names += ["tuned"] if tuned.winner else []
         result = judge(folder, names, asked.data, progress=progress, keep=asked.work)
@@ -153,6 +153,14 @@ def measured(model: Model, asked: argparse.Namespace) -> dict[str, Any]:
             for key, figures in tuned.trials.items()
         ]
     return {"planted": {"places": list(model.places), "factor": model.factor}, "tune": [], **result}
+
+
+def forget_reports(folder: Path) -> None:
+    """Take the evidence out of a folder and its manifest."""
+    manifest = open_folder(folder).manifest
+    files = {name: record for name, record in manifest.files.items() if not name.startswith(f"{REPORTS}/")}
+    write_text(folder / MANIFEST, dump(replace(manifest, files=files).to_json()))
+    shutil.rmtree(folder / REPORTS, ignore_errors=True)
 
 
 def commit() -> str:
