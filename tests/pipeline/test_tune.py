@@ -82,6 +82,23 @@ def test_a_search_goes_on_where_it_stopped(folder: Path, few: Path, monkeypatch:
     assert not measured  # every harm was known
 
 
+def test_a_search_stopped_while_its_winner_is_verified_is_whole_after_the_next(
+    folder: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "verify", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
+    found = tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
+    assert found.report is not None
+    opened = open_folder(folder)
+    opened.check_hashes()
+    assert opened.graph_path("tuned").is_file()
+
+
 def test_when_nothing_is_within_the_bounds_the_folder_has_the_evidence_only(folder: Path, few: Path) -> None:
     found = tune(folder, minimum=["cos_min=0.9"], maximum=["size_mb=0.0001"], trials=4, calibration=few, probes=[few])
     assert (found.winner, found.report) == (None, None)

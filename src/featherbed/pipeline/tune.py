@@ -295,6 +295,7 @@ class _Search:
         else:
             place, recipe = best, json.loads(mark.read_text("utf-8"))["recipe"]
         names = sorted(p.name for p in (place / ONNX).iterdir())
+        mark.unlink(missing_ok=True)  # stopped from here on, the winner is made again: its files are on their way
         opened = open_folder(self.folder.path).without(TUNED)  # a folder never names files that are half there
         for name in names:
             (place / ONNX / name).replace(opened.path / ONNX / name)
