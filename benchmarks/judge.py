@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,11 +23,10 @@ import numpy.typing as npt
 from featherbed import Embedder
 from featherbed.check.machine import machine
 from featherbed.check.parity import cosines
+from featherbed.check.statistics import INTERVAL_PERCENT, RESAMPLES, SEED, Floats, Places, bootstrap, spearman
 from featherbed.folder import ModelFolder, file_record, open_folder
 from featherbed.progress import Progress, bar, silent
 
-Floats = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
 Vectors = dict[str, npt.NDArray[np.float32]]  # kind → [N, D], in the order of Task.texts
 T = TypeVar("T")
 
@@ -35,7 +34,6 @@ REFERENCE = "fp32"
 LANGUAGES = ("en", "de")
 PLAIN, QUERY, DOCUMENT = "plain", "query", "document"  # the kinds: which of the folder's prompts comes before a text
 DEPTH = 10
-RESAMPLES, INTERVAL_PERCENT, SEED = 1000, 95, 20261122
 
 
 @dataclass(frozen=True)
@@ -114,29 +112,6 @@ def spread(rows: list[T], limit: int | None) -> list[T]:
     return [rows[place * len(rows) // limit] for place in range(limit)]
 
 
-def ranks(values: Floats) -> Floats:
-    """Ranks from 1 along the last axis, equal values sharing the mean of theirs; NaN wherever a row has a NaN."""
-    count = values.shape[-1]
-    order = np.argsort(values, axis=-1)
-    ordered = np.take_along_axis(values, order, -1)
-    edge = np.ones((*values.shape[:-1], 1), bool)
-    differs = ordered[..., 1:] != ordered[..., :-1]
-    place = np.arange(count)
-    first = np.maximum.accumulate(np.where(np.concatenate([edge, differs], -1), place, 0), axis=-1)
-    ends = np.where(np.concatenate([differs, edge], -1), place, count)
-    last = np.minimum.accumulate(ends[..., ::-1], axis=-1)[..., ::-1]
-    result = np.empty(values.shape)
-    np.put_along_axis(result, order, (first + last) / 2 + 1, -1)
-    return np.where(np.isnan(values).any(axis=-1, keepdims=True), np.nan, result)
-
-
-def spearman(a: Floats, b: Floats) -> Floats:
-    """Rank correlation along the last axis; NaN where all of a or all of b are equal."""
-    x, y = (r - r.mean(axis=-1, keepdims=True) for r in (ranks(a), ranks(b)))
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.asarray((x * y).sum(axis=-1) / np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1)), np.float64)
-
-
 def places_of(similarities: Floats, relevant: Places) -> Places:
     """From 0, where the relevant document [Q] stands among all [Q, D].
 
@@ -149,17 +124,6 @@ def places_of(similarities: Floats, relevant: Places) -> Places:
 def ndcg_at_10(places: Places) -> Floats:
     """nDCG of each query that has one relevant document, which stands at ``places`` from 0."""
     return np.where(places < DEPTH, 1 / np.log2(places + 2), 0.0)
-
-
-def bootstrap(statistic: Callable[[Places], Floats], count: int) -> tuple[float, float]:
-    """The interval of a statistic of ``count`` things.
-
-    ``statistic`` takes resamples [R, count] of their places and returns [R].
-    """
-    drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    tail = (100 - INTERVAL_PERCENT) / 2
-    low, high = np.percentile(statistic(drawn), [tail, 100 - tail])
-    return float(low), float(high)
 
 
 def rounded(value: float | np.floating[Any], digits: int) -> float | None:

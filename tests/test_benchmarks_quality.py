@@ -19,44 +19,6 @@ from tests.conftest import FIXTURES
 TEXTS = ["A feather bed is soft.", "rain", "Wie drehe ich eine Matrix um neunzig Grad?", "def add(a, b): return a + b"]
 
 
-def slow_ranks(values: list[float]) -> list[float]:
-    """1 + those below + half of the others it ties with."""
-    return [1 + sum(w < v for w in values) + (sum(w == v for w in values) - 1) / 2 for v in values]
-
-
-def slow_spearman(a: list[float], b: list[float]) -> float:
-    x, y = slow_ranks(a), slow_ranks(b)
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    top = sum((p - mx) * (q - my) for p, q in zip(x, y, strict=True))
-    return top / math.sqrt(sum((p - mx) ** 2 for p in x) * sum((q - my) ** 2 for q in y))
-
-
-def test_ranks_by_hand() -> None:
-    assert judge.ranks(np.asarray([10.0, 20.0, 20.0, 5.0])).tolist() == [2.0, 3.5, 3.5, 1.0]
-    assert judge.ranks(np.asarray([7.0])).tolist() == [1.0]
-    found = judge.ranks(np.asarray([[1.0, 1.0, 1.0], [1.0, np.nan, 0.0]]))
-    assert found[0].tolist() == [2.0, 2.0, 2.0]
-    assert np.isnan(found[1]).all()
-
-
-def test_ranks_and_spearman_are_those_of_the_slow_twins() -> None:
-    rng = np.random.default_rng(1)
-    a, b = rng.integers(0, 9, (20, 31)).astype(float), rng.standard_normal((20, 31))
-    for x, r in zip(a, judge.ranks(a), strict=True):
-        assert r.tolist() == slow_ranks(x.tolist())
-    for x, y, found in zip(a, b, judge.spearman(a, b), strict=True):
-        assert found == pytest.approx(slow_spearman(x.tolist(), y.tolist()), abs=1e-12)
-
-
-def test_spearman_by_hand() -> None:
-    up = np.arange(5.0)
-    assert judge.spearman(up, up**3) == pytest.approx(1)
-    assert judge.spearman(up, -up) == pytest.approx(-1)
-    # 1 − 6 Σd² / (n (n² − 1)) with d = 1, 1, 0, 0
-    assert judge.spearman(np.asarray([1.0, 2, 3, 4]), np.asarray([2.0, 1, 3, 4])) == pytest.approx(1 - 12 / 60)
-    assert np.isnan(judge.spearman(up, np.ones(5)))
-
-
 def test_places_stand_behind_ties_and_nan_is_last() -> None:
     similarities = np.asarray([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.5, 0.5, 0.5], [np.nan, 0.2, 0.1]])
     assert judge.places_of(similarities, np.asarray([0, 2, 0, 0])).tolist() == [0, 2, 2, 2]
@@ -67,15 +29,6 @@ def test_ndcg_at_10_is_that_of_the_whole_formula() -> None:
         gains = [1.0 if at == place else 0.0 for at in range(12)]
         dcg = sum(gain / math.log2(at + 2) for at, gain in enumerate(gains[:10]))
         assert judge.ndcg_at_10(np.asarray([place]))[0] == pytest.approx(dcg / (1 / math.log2(2)))
-
-
-def test_the_interval_of_a_mean_is_about_two_standard_errors_and_comes_again() -> None:
-    values = np.random.default_rng(2).standard_normal(400)
-    low, high = judge.bootstrap(lambda at: values[at].mean(axis=-1), 400)
-    assert (low, high) == judge.bootstrap(lambda at: values[at].mean(axis=-1), 400)
-    error = values.std() / 20
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
 
 
 def test_a_score_compared_with_itself_differs_by_nothing() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from typing import Any
+from xml.etree.ElementTree import fromstring
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from featherbed.recipe import RECIPES, BlockwiseLinear, Recipe, Shelf
 from featherbed.report import (
     AT_LEAST,
     AT_MOST,
+    HINTS,
     Gate,
     Metrics,
     Report,
@@ -27,13 +29,21 @@ from featherbed.report import (
 GOOD = Metrics(
     n=10,
     cos_mean=0.999,
+    cos_p1=0.995,
     cos_min=0.99,
-    invariance_max=1e-7,
+    pearson=0.999,
+    spearman=0.998,
+    neighbours_at_10=0.9,
+    invariance_batch=1e-7,
+    invariance_padding=2e-7,
+    invariance_order=0.0,
     triplets_correct=9,
     triplets_total=10,
     triplet_margin_mean=0.2,
     anisotropy=0.3,
     unit_norm_max_error=1e-7,
+    pooling_max_error=1e-7,
+    not_finite=0,
     size_bytes=1000,
     reference_max_error=1e-6,
 )
@@ -43,6 +53,8 @@ KEYS = sorted(AT_LEAST | AT_MOST)
 def with_value(metric: str, value: float) -> Metrics:
     if metric == "triplet_accuracy":
         return replace(GOOD, triplets_correct=round(value * 1000), triplets_total=1000)
+    if metric == "invariance_max":
+        return replace(GOOD, invariance_order=value)
     return replace(GOOD, **{metric: value})  # type: ignore[arg-type]
 
 
@@ -158,28 +170,32 @@ def test_no_words_are_no_gates() -> None:
 )
 def test_default_gates_follow_the_bits_of_the_linear_layers(name: str, worst: float) -> None:
     assert default_gates(RECIPES[name]) == (
+        Gate("not_finite", 0),
         Gate("cos_min", worst),
         Gate("invariance_max", 1e-4),
         Gate("unit_norm_max_error", 1e-4),
+        Gate("pooling_max_error", 0.01),
     )
 
 
 def test_fewer_bits_than_four_keep_the_lowest_gate() -> None:
     two = Recipe("q2", "_q2", Shelf.OURS, (BlockwiseLinear(2, 32, None),), "")
     half = Recipe("fp16", "_fp16", Shelf.OURS, (BlockwiseLinear(16, 32, None),), "")
-    assert default_gates(two)[0] == Gate("cos_min", 0.93)
-    assert default_gates(half)[0] == Gate("cos_min", 0.99)
+    assert default_gates(two)[1] == Gate("cos_min", 0.93)
+    assert default_gates(half)[1] == Gate("cos_min", 0.99)
 
 
 def test_a_gate_that_was_asked_for_takes_the_place_of_its_namesake() -> None:
     gates = gates_for(RECIPES["int8"], (Gate("cos_min", 0.5), Gate("anisotropy", 0.9), Gate("cos_min", 0.6)))
     assert {gate.metric: gate.bound for gate in gates} == {
+        "not_finite": 0,
         "cos_min": 0.6,
         "invariance_max": 1e-4,
         "unit_norm_max_error": 1e-4,
+        "pooling_max_error": 0.01,
         "anisotropy": 0.9,
     }
-    assert len(gates) == 4
+    assert len(gates) == 6
     assert gates_for(RECIPES["int8"], ()) == default_gates(RECIPES["int8"])
 
 
@@ -220,7 +236,7 @@ def test_what_is_not_finite_is_null_in_json(value: float) -> None:
 
 def test_json_has_every_metric_and_the_reference_only_where_it_was_measured() -> None:
     with_reference = GOOD.to_json()
-    assert with_reference == dict(vars(GOOD))
+    assert with_reference == {**vars(GOOD), "worst": [], "invariance_max": GOOD.invariance_max}
     without = replace(GOOD, reference_max_error=None).to_json()
     assert with_reference.keys() - without.keys() == {"reference_max_error"}
 
@@ -237,3 +253,41 @@ def test_a_reports_json_carries_its_probe_and_its_verdicts() -> None:
         "value": 0.5,
         "passed": False,
     }
+
+
+def test_intervals_percentiles_and_the_worst_are_plain_values() -> None:
+    found = replace(
+        GOOD, intervals={"cos_mean": (0.9, math.nan)}, percentiles={"1": 0.8}, worst=((3, 0.5), (9, math.nan))
+    ).to_json()
+    assert found["intervals"] == {"cos_mean": [0.9, None]}
+    assert found["percentiles"] == {"1": 0.8}
+    assert found["worst"] == [[3, 0.5], [9, None]]
+
+
+@pytest.mark.parametrize("part", ["invariance_batch", "invariance_padding", "invariance_order"])
+def test_invariance_is_the_worst_of_its_parts(part: str) -> None:
+    assert replace(GOOD, **{part: 0.25}).invariance_max == 0.25  # type: ignore[arg-type]
+    assert math.isnan(replace(GOOD, **{part: math.nan}).invariance_max)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", sorted(HINTS))
+def test_a_failed_gate_says_what_it_most_likely_means(metric: str) -> None:
+    bad = with_value(metric, math.nan)
+    verdict = Gate(metric, 0.5).judge("int8", bad)
+    assert str(verdict).startswith(f"int8 {metric} is nan, expected at ")
+    assert str(verdict).endswith(HINTS[metric])
+    assert HINTS[metric] not in str(Gate(metric, 1e30 if metric in AT_MOST else -1e30).judge("int8", GOOD))
+
+
+def test_junit_has_a_suite_a_variant_and_a_case_a_gate() -> None:
+    report = judged(("int8", 0.99), ("q4 & <small>", 0.5))
+    root = fromstring(report.to_junit())
+    assert (root.tag, root.get("tests"), root.get("failures")) == ("testsuites", "2", "1")
+    good, bad = root.findall("testsuite")
+    assert (good.get("name"), good.get("failures")) == ("int8", "0")
+    assert (bad.get("name"), bad.get("failures")) == ("q4 & <small>", "1")
+    (case,) = bad.findall("testcase")
+    assert (case.get("classname"), case.get("name")) == ("featherbed.q4 & <small>", "cos_min")
+    failure = case.find("failure")
+    assert failure is not None
+    assert failure.get("message") == str(report.verdicts[1])

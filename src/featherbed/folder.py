@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -54,6 +54,7 @@ class Manifest:
     spec: Spec
     variants: dict[str, Variant]
     files: dict[str, FileRecord]
+    token_ids_sha256: str = ""  # of the shipped probe's token ids when the folder was made; "" where nobody looked
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -73,6 +74,7 @@ class Manifest:
                 for v in self.variants.values()
             },
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
+            "token_ids_sha256": self.token_ids_sha256,
         }
 
     def size_bytes(self, variant: str) -> int:
@@ -152,9 +154,7 @@ class ModelFolder:
         files = dict(m.files)
         evidence = [self.path / CARD, *sorted((self.path / REPORTS).glob("*.*"))]
         files |= {p.relative_to(self.path).as_posix(): file_record(p) for p in evidence if p.is_file()}
-        manifest = Manifest(m.name, m.version, m.source, m.spec, variants, files)
-        write_text(self.path / MANIFEST, dump(manifest.to_json()))
-        return ModelFolder(self.path, manifest)
+        return self._written(replace(m, variants=variants, files=files))
 
     def without(self, name: str) -> ModelFolder:
         """This folder with a variant gone from its manifest, written to disk; its files stay."""
@@ -162,14 +162,14 @@ class ModelFolder:
         gone = m.variants[name].files if name in m.variants else ()
         variants = {k: v for k, v in m.variants.items() if k != name}
         files = {k: record for k, record in m.files.items() if k not in gone}
-        return self._written(Manifest(m.name, m.version, m.source, m.spec, variants, files))
+        return self._written(replace(m, variants=variants, files=files))
 
     def adding(self, variant: Variant) -> ModelFolder:
         """This folder with a variant whose files lie in it, written to disk; config.json is taken down anew."""
         m = self.manifest
         fresh = [*variant.files, *(name for name in m.files if name == "config.json")]
         files = m.files | {name: file_record(self.path / name) for name in fresh}
-        return self._written(Manifest(m.name, m.version, m.source, m.spec, m.variants | {variant.name: variant}, files))
+        return self._written(replace(m, variants=m.variants | {variant.name: variant}, files=files))
 
     def _written(self, manifest: Manifest) -> ModelFolder:
         write_text(self.path / MANIFEST, dump(manifest.to_json()))
@@ -248,8 +248,9 @@ def open_folder(path: Path) -> ModelFolder:
             if not _inside(name):
                 raise ValueError(f"the path {name!r}, which leaves the folder")
         manifest = Manifest(
-            str(raw["name"]), str(raw["featherbed"]), dict(raw["source"]), Spec.from_json(raw["spec"]), variants, files
-        )
+            str(raw["name"]), str(raw["featherbed"]), dict(raw["source"]), Spec.from_json(raw["spec"]), variants, files,
+            str(raw.get("token_ids_sha256", "")),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelFolderError(
             f"{path / MANIFEST}",

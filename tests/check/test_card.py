@@ -39,15 +39,32 @@ def test_every_figure_of_the_quality_table_is_in_the_evidence(verified: Path) ->
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         metrics = json.loads((verified / "reports" / f"{cells[0].strip('`')}.json").read_text("utf-8"))["metrics"]
+        (low, high), (few, many) = (metrics["intervals"][name] for name in ("cos_mean", "neighbours_at_10"))
         expected = [
-            number(metrics["cos_mean"], 5),
+            f"{number(metrics['cos_mean'], 5)} ({number(low, 5)}–{number(high, 5)})",
+            number(metrics["cos_p1"], 4),
             number(metrics["cos_min"], 4),
+            number(metrics["spearman"], 4),
+            f"{number(metrics['neighbours_at_10'], 3)} ({number(few, 3)}–{number(many, 3)})",
             scientific(metrics["invariance_max"]),
             f"{metrics['triplets_correct']} / {metrics['triplets_total']}",
             number(metrics["triplet_margin_mean"], 3),
             number(metrics["anisotropy"], 3),
         ]
         assert cells[1:] == expected
+
+
+def test_evidence_of_before_a_metric_was_measured_has_a_dash_there(verified: Path) -> None:
+    path = verified / "reports" / "int8.json"
+    report = json.loads(path.read_text("utf-8"))
+    for name in ("cos_p1", "spearman", "neighbours_at_10", "intervals"):
+        del report["metrics"][name]
+    path.write_text(json.dumps(report), "utf-8")
+    card = featherbed.card(verified).read_text("utf-8")
+    row = next(line for line in card.split("## Quality")[1].splitlines() if line.startswith("| `int8` |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == number(report["metrics"]["cos_mean"], 5)
+    assert (cells[2], cells[4], cells[5]) == ("–", "–", "–")
 
 
 def test_hashes_and_sizes_are_those_of_the_manifest(verified: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from featherbed.check.parity import agreement, anisotropy, cosines, triplets, unit_norm_error
+from featherbed.check.parity import COMPARED, agreement, anisotropy, cosines, margins, neighbourhood, unit_norm_error
 
 Vectors = npt.NDArray[np.float32]
 
@@ -74,11 +74,72 @@ def test_a_vector_that_is_not_of_unit_length_is_seen() -> None:
     assert unit_norm_error(rows) == pytest.approx(0.25, abs=1e-6)
 
 
-def test_triplets_count_the_order_and_average_the_margin() -> None:
+def test_margins_say_which_triplets_are_in_order() -> None:
     rows = np.asarray([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
-    correct, margin = triplets(rows, ((0, 1, 2), (2, 0, 1)))
-    assert correct == 1
-    assert margin == pytest.approx((0.8 - 0.6) / 2)
-    correct, margin = triplets(rows, ())
-    assert correct == 0
-    assert math.isnan(margin)
+    assert margins(rows, ((0, 1, 2), (2, 0, 1))) == pytest.approx([0.8 - 0, 0 - 0.6])
+    assert margins(rows, ()).shape == (0,)
+
+
+def test_percentiles_and_the_worst_places_come_from_the_same_rows() -> None:
+    good = unit_rows(300, 8)
+    bad = good.copy()
+    for at in (4, 7, 200):
+        bad[at] = -bad[at]
+    bad[9] = 0
+    found = agreement(bad, good)
+    assert {place for place, _ in found.worst_places[:3]} == {4, 7, 200}
+    assert found.worst_places[3][0] == 9
+    assert [cosine for _, cosine in found.worst_places[:4]] == pytest.approx([-1, -1, -1, 0])
+    assert found.percentile(0) == pytest.approx(found.worst)
+    assert found.percentile(1) == pytest.approx(np.sort(found.rows)[2:4].mean(), abs=0.5)
+    low, high = found.interval
+    assert low < found.mean < high <= 1 + 1e-6
+    bad[3, 0] = math.nan
+    assert agreement(bad, good).worst_places[0][0] == 3
+
+
+def slow_neighbours(rows: Vectors, at: int, count: int) -> set[int]:
+    others = [i for i in range(len(rows)) if i != at]
+    return set(sorted(others, key=lambda i: -slow_cosine(rows[at], rows[i]))[:count])
+
+
+def test_neighbours_are_those_of_the_slow_twin() -> None:
+    good = unit_rows(40, 6)
+    noisy = good + np.float32(0.2) * unit_rows(40, 6, seed=1)
+    noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
+    found = neighbourhood(noisy, good)
+    expected = [len(slow_neighbours(noisy, at, 10) & slow_neighbours(good, at, 10)) / 10 for at in range(40)]
+    assert found.neighbours.tolist() == pytest.approx(expected)
+    assert 0.5 < np.mean(expected) < 1
+    pairs = [(i, j) for i in range(40) for j in range(i)]
+    a, b = ([slow_cosine(rows[i], rows[j]) for i, j in pairs] for rows in (noisy, good))
+    assert found.pearson == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
+    assert 0.5 < found.spearman < 1
+
+
+def test_a_text_s_neighbourhood_is_whole_when_nothing_changed_whatever_the_number_of_texts() -> None:
+    for count in (2, 3, 11, 12, COMPARED + 5):
+        rows = unit_rows(count, 6)
+        found = neighbourhood(rows, rows)
+        assert len(found.neighbours) == min(count, COMPARED)
+        assert found.neighbours.min() == 1
+        if count > 2:
+            assert found.pearson == pytest.approx(1)
+            assert found.spearman == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_row_that_is_not_finite_spoils_the_neighbourhood(value: float) -> None:
+    good = unit_rows(20, 8)
+    bad = good.copy()
+    bad[3, 2] = value
+    found = neighbourhood(bad, good)
+    assert math.isnan(found.pearson)
+    assert math.isnan(found.spearman)
+    assert np.isnan(found.neighbours).all()
+
+
+def test_a_single_text_has_no_neighbourhood() -> None:
+    found = neighbourhood(unit_rows(1, 8), unit_rows(1, 8))
+    assert math.isnan(found.spearman)
+    assert np.isnan(found.neighbours).all()

@@ -198,6 +198,7 @@ def test_an_engine_that_looks_at_its_neighbours_is_found(
         return honest(batch, unit) + np.float32(0.05 * batch.ids.mean() / 384)
 
     rows = embedder.ids(TEXTS)
-    assert invariance(embedder, rows) <= 1e-12
+    still = invariance(embedder, rows)
+    assert max(still.batch, still.padding, still.order) <= 1e-12
     monkeypatch.setattr(embedder, "embed", leaky)
-    assert invariance(embedder, rows) > 1e-5
+    assert invariance(embedder, rows).batch > 1e-5

@@ -24,7 +24,7 @@ from tests.conftest import CALIBRATION, FIXTURES, upstream
 
 OPTIONS = {
     "build": "-o --out --variants --gate --pooling --calibration --verify --no-verify --json",
-    "verify": "--variants --gate --probe --reference --save --no-save --json",
+    "verify": "--variants --gate --probe --reference --junit --save --no-save --json",
     "inspect": "--json",
     "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",
     "card": "--json",
@@ -32,9 +32,11 @@ OPTIONS = {
     "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
 }
 METRICS = (
-    "n cos_mean cos_min invariance_max triplets_correct triplets_total triplet_margin_mean anisotropy "
-    "unit_norm_max_error size_bytes"
+    "n cos_mean cos_p1 cos_min pearson spearman neighbours_at_10 invariance_batch invariance_padding invariance_order "
+    "triplets_correct triplets_total triplet_margin_mean anisotropy unit_norm_max_error pooling_max_error not_finite "
+    "size_bytes intervals percentiles worst invariance_max"
 )
+GATES = {"not_finite", "cos_min", "invariance_max", "unit_norm_max_error", "pooling_max_error"}
 SPEEDS = "tokens_per_s texts_per_s latency_p50_ms latency_p95_ms load_s rss_mib rss_private_mib rss_peak_mib size_bytes"
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "tokenizers", "huggingface_hub", "safetensors")
 BAR = re.compile(r" (\d+% +\d+/\d+|\d+) +\d+:\d\d:\d\d$")  # of a known number, or of nobody knows how many
@@ -110,7 +112,12 @@ def check_report(document: dict[str, Any], variants: list[str], gates: set[str])
     assert list(document["variants"]) == variants
     for row in document["variants"].values():
         assert list(row) == METRICS.split()
-        assert all(isinstance(value, (int, float)) for value in row.values())
+        assert all(
+            isinstance(
+                value, dict if name in ("intervals", "percentiles") else list if name == "worst" else (int, float)
+            )
+            for name, value in row.items()
+        )
     assert {(g["variant"], g["metric"]) for g in document["gates"]} == {(v, m) for v in variants for m in gates}
     for gate in document["gates"]:
         assert list(gate) == ["variant", "metric", "bound", "value", "passed"]
@@ -119,7 +126,7 @@ def check_report(document: dict[str, Any], variants: list[str], gates: set[str])
 
 
 def test_the_whole_river_runs_and_each_last_line_is_one_document(tmp_path: Path, texts: Path) -> None:
-    gates = {"cos_min", "invariance_max", "unit_norm_max_error"}
+    gates = GATES
     folder = tmp_path / "small"
 
     few = ("--calibration", CALIBRATION)
@@ -220,7 +227,8 @@ def test_verify_takes_variants_probe_and_gates(run: Run, folders: dict[str, Path
     assert (document["probe"]["name"], document["probe"]["texts"]) == ("few.jsonl", 6)
     assert document["variants"].keys() == {"fp32", "q4"}
     bounds = {g["metric"]: g["bound"] for g in document["gates"] if g["variant"] == "q4"}
-    assert bounds == {"cos_min": 0.5, "invariance_max": 1e-4, "unit_norm_max_error": 1e-4, "triplet_accuracy": 0}
+    assert bounds.keys() == GATES | {"triplet_accuracy"}
+    assert (bounds["cos_min"], bounds["invariance_max"], bounds["triplet_accuracy"]) == (0.5, 1e-4, 0)
 
 
 @pytest.mark.parametrize("as_json", [("--json",), ()])
@@ -231,11 +239,27 @@ def test_a_gate_that_fails_is_exit_code_1_after_the_report(
     outcome = run(*words)
     assert (outcome.code, outcome.complaints) == (1, [])
     if as_json:
-        check_report(outcome.document, ["int8"], {"cos_min", "invariance_max", "unit_norm_max_error"})
+        check_report(outcome.document, ["int8"], GATES)
         assert [g["metric"] for g in outcome.document["gates"] if not g["passed"]] == ["cos_min"]
     else:
         assert "FAILED" in outcome.out
         assert "gate failed: int8 cos_min is 0.9" in outcome.out
+
+
+def test_junit_is_written_beside_what_is_printed_and_a_bad_place_is_an_error(
+    run: Run, folders: dict[str, Path], probe: Path, tmp_path: Path
+) -> None:
+    words = ("verify", folders["bert-mean"], "--variants", "int8", "--probe", probe, "--gate", "cos_min=1.1")
+    outcome = run(*words, "--junit", tmp_path / "gates.xml")
+    assert outcome.code == 1
+    text = (tmp_path / "gates.xml").read_text("utf-8")
+    assert '<testsuite name="int8"' in text
+    assert 'failures="1"' in text
+    assert "expected at least 1.1" in text
+    outcome = run(*words, "--junit", tmp_path / "nowhere" / "gates.xml")
+    assert outcome.code == 2
+    assert "nowhere" in outcome.err
+    assert outcome.out == ""
 
 
 def test_stock_int8_fails_the_default_gates(run: Run, folders: dict[str, Path]) -> None:

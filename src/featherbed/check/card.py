@@ -103,16 +103,29 @@ def _quality(reports: dict[str, dict[str, Any]]) -> str:
         rows.append(
             [
                 f"`{name}`",
-                number(m["cos_mean"], 5),
+                _with_interval(m, "cos_mean", 5),
+                number(m.get("cos_p1"), 4),
                 number(m["cos_min"], 4),
+                number(m.get("spearman"), 4),
+                _with_interval(m, "neighbours_at_10", 3),
                 scientific(m["invariance_max"]),
                 f"{m['triplets_correct']} / {m['triplets_total']}",
                 number(m["triplet_margin_mean"], 3),
                 number(m["anisotropy"], 3),
             ]
         )
-    head = ["variant", "cosine mean", "worst", "batch invariance", "triplets", "margin", "anisotropy"]
+    head = [
+        "variant", "cosine mean", "1 % below", "worst", "Spearman", "neighbours kept", "batch invariance", "triplets",
+        "margin", "anisotropy",
+    ]  # fmt: skip
     return _table(head, rows)
+
+
+def _with_interval(metrics: dict[str, Any], name: str, digits: int) -> str:
+    """A figure, and between which it would lie with other texts; a dash where evidence is older than the metric."""
+    low, high = metrics.get("intervals", {}).get(name, (None, None))
+    between = "" if low is None else f" ({number(low, digits)}–{number(high, digits)})"
+    return number(metrics.get(name), digits) + between
 
 
 def number(value: float | None, digits: int) -> str:
@@ -143,8 +156,10 @@ def _probe_note(reports: dict[str, dict[str, Any]]) -> str:
         names = ", ".join(f"`{n}`" for text, n, where in lines if (text, where) == (line, machine))
         notes.append(f"{names}: {line}, on {machine}.")
     intro = (
-        "Cosines are row by row against the `fp32` file; batch invariance is the largest 1 − cosine between a "
-        "text's vector alone and in a batch of 64 mixed lengths, padded right and left. "
+        "Cosines are row by row against the `fp32` file, in brackets the 95 % interval; Spearman is the rank "
+        "correlation of the similarities of all pairs of texts with those of `fp32`, and neighbours kept the share of "
+        "a text's ten nearest that stay; batch invariance is the largest 1 − cosine between a text's vector alone and "
+        "in a batch of 64 mixed lengths, padded right, padded left, and shuffled. "
     )
     for name, report in reports.items():
         error = report.get("metrics", {}).get("reference_max_error")

@@ -20,7 +20,8 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about one .onnx file. ``ports`` map names to "type[axes]"; ``weights_bytes`` is by kind of weight."""
+    """Facts about one .onnx file. ``ports`` map names to "type[axes]"; ``weights_bytes`` is by kind of weight,
+    ``sidecars`` are the files that weights are read from, as the graph names them."""
 
     file: str
     size_bytes: int
@@ -34,10 +35,11 @@ class Inspection:
     static_batch: bool
     kv_inputs: int
     metadata: dict[str, str]
+    sidecars: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**vars(self), "quantization": list(self.quantization)}
+        return {**vars(self), "quantization": list(self.quantization), "sidecars": list(self.sidecars)}
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -86,6 +88,7 @@ def inspect_file(path: Path) -> Inspection:
         ),
         kv_inputs=sum(name.startswith("past_key_values") for name in inputs),
         metadata={p.key: p.value for p in model.metadata_props},
+        sidecars=tuple(sorted(sidecars)),
     )
 
 

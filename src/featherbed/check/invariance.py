@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from featherbed.check.parity import cosines
 from featherbed.progress import Progress, silent
@@ -14,7 +14,15 @@ from featherbed.run.embedder import Embedder
 
 COMPANY = 64  # texts in the batch
 LONGEST = 64  # tokens: a batch of 64 is then 4 k tokens, affordable for a 0.6B reference
-Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Largest 1 − cos between a text's vector alone and among 64: as they come, padded left, in another order."""
+
+    batch: float
+    padding: float
+    order: float
 
 
 def company(rows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
@@ -38,21 +46,27 @@ def padded_left(batch: Batch, pad_id: int) -> Batch:
     return Batch(ids, mask, batch.places)
 
 
-def invariance(embedder: Embedder, rows: Sequence[Sequence[int]], progress: Progress = silent) -> float:
-    """Largest 1 − cos between a row of ids' vector alone and in a batch of 64 mixed lengths.
+def invariance(embedder: Embedder, rows: Sequence[Sequence[int]], progress: Progress = silent) -> Drift:
+    """How far a row of ids' vector alone is from its vectors in a batch of 64 mixed lengths.
 
-    The batch is run twice: once as it is, padded right, and once with the rows shuffled, padded left.
+    The batch is run three times: padded right, padded left, and shuffled.
     """
     pad = embedder.spec.pad_id
     rows = company(rows)
     alone = np.empty((len(rows), embedder.spec.dim), np.float32)
+    total = len(rows) + 3
     for at, row in enumerate(rows):
         alone[at] = embedder.embed(collate([row], pad))[0]
-        progress("invariance", at, len(rows) + 1)
-    together = embedder.embed(collate(rows, pad))
-    progress("invariance", len(rows), len(rows) + 1)
+        progress("invariance", at + 1, total)
     order = np.random.default_rng(64).permutation(len(rows))
-    shuffled = embedder.embed(padded_left(collate([rows[i] for i in order], pad), pad))
-    progress("invariance", len(rows) + 1, len(rows) + 1)
-    worst = [1 - cosines(alone, together), 1 - cosines(alone[order], shuffled)]
-    return float(np.maximum(0, np.max(worst)))  # both keep NaN; rounding may make 1 − cos slightly negative
+    together = collate(rows, pad)
+    found = []
+    for batch, expected in (
+        (together, alone),
+        (padded_left(together, pad), alone),
+        (collate([rows[i] for i in order], pad), alone[order]),
+    ):
+        # max keeps NaN; rounding may make 1 − cos slightly negative
+        found.append(float(np.maximum(0, np.max(1 - cosines(expected, embedder.embed(batch))))))
+        progress("invariance", len(rows) + len(found), total)
+    return Drift(*found)

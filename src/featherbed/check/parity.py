@@ -1,4 +1,4 @@
-"""Vectors against the reference's vectors, row by row; and what vectors must be by themselves."""
+"""Vectors against the reference's vectors, row by row and each among the others; what vectors must be by themselves."""
 
 from __future__ import annotations
 
@@ -8,15 +8,57 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from featherbed.check.statistics import Floats, Interval, mean_interval, pearson, spearman
+
 Vectors = npt.NDArray[np.float32]
+NEAREST = 10
+COMPARED = 2000  # texts whose similarities with each other are looked at: two million pairs say enough
+SHOWN = 10  # of the worst texts
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Cosines of N rows with the reference's rows: their mean and the worst."""
+    """Cosines [N] of rows with the reference's rows. Everything is NaN as soon as one row is not finite."""
 
-    mean: float
-    worst: float
+    rows: Floats
+
+    @property
+    def mean(self) -> float:
+        """Of all rows."""
+        return float(self.rows.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """Of the mean, if there had been other texts."""
+        return mean_interval(self.rows)
+
+    @property
+    def worst(self) -> float:
+        """Of all rows."""
+        return float(self.rows.min())
+
+    def percentile(self, percent: float) -> float:
+        """The cosine below which ``percent`` of the rows lie."""
+        return float(np.percentile(self.rows, percent))
+
+    @property
+    def worst_places(self) -> tuple[tuple[int, float], ...]:
+        """(row, cosine) of the worst rows, the worst one first; one that is not finite before all."""
+        order = np.argsort(np.where(np.isnan(self.rows), -np.inf, self.rows), kind="stable")[:SHOWN]
+        return tuple((int(at), float(self.rows[at])) for at in order)
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What is left of the similarities of texts with each other.
+
+    ``pearson`` and ``spearman`` correlate those of all pairs with the reference's; ``neighbours`` [n] is each text's
+    share of its ten nearest texts that are still among its ten nearest.
+    """
+
+    pearson: float
+    spearman: float
+    neighbours: Floats
 
 
 def cosines(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
@@ -34,9 +76,40 @@ def cosines(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
 
 
 def agreement(vectors: Vectors, reference: Vectors) -> Agreement:
-    """How well ``vectors`` [N, D] keep ``reference`` [N, D]; NaN as soon as one row is not finite."""
-    rows = cosines(vectors, reference)
-    return Agreement(float(rows.mean()), float(rows.min()))
+    """How well ``vectors`` [N, D] keep ``reference`` [N, D]."""
+    return Agreement(cosines(vectors, reference))
+
+
+def neighbourhood(vectors: Vectors, reference: Vectors) -> Neighbourhood:
+    """How well unit ``vectors`` [N, D] keep who is near to whom in ``reference`` [N, D].
+
+    Of more than COMPARED texts, evenly spaced ones. NaN where there are too few texts, or one is not finite.
+    """
+    if len(vectors) > COMPARED:
+        at = np.linspace(0, len(vectors) - 1, COMPARED).round().astype(int)
+        vectors, reference = vectors[at], reference[at]
+    if len(vectors) < 2:
+        return Neighbourhood(math.nan, math.nan, np.full(len(vectors), math.nan))
+    found, expected = _similarities(vectors), _similarities(reference)
+    pairs = np.triu_indices(len(found), 1)
+    a, b = found[pairs], expected[pairs]
+    near, nearer = _nearest(found), _nearest(expected)
+    kept = np.asarray([len(set(x) & set(y)) / len(y) for x, y in zip(near.tolist(), nearer.tolist(), strict=True)])
+    whole = np.isfinite(a).all() and np.isfinite(b).all()
+    return Neighbourhood(float(pearson(a, b)), float(spearman(a, b)), kept if whole else np.full(len(kept), math.nan))
+
+
+def _similarities(vectors: Vectors) -> Floats:
+    x = vectors.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # what is not finite is told by NaN
+        return np.asarray(x @ x.T, np.float64)
+
+
+def _nearest(similarities: Floats) -> npt.NDArray[np.intp]:
+    """Each row's nearest others [N, NEAREST], or as many as there are."""
+    others = similarities.copy()
+    np.fill_diagonal(others, -np.inf)
+    return np.argsort(-others, axis=1, kind="stable")[:, : min(NEAREST, len(others) - 1)]
 
 
 def anisotropy(vectors: Vectors) -> float:
@@ -53,10 +126,9 @@ def unit_norm_error(vectors: Vectors) -> float:
     return float(np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max())
 
 
-def triplets(vectors: Vectors, places: tuple[tuple[int, int, int], ...]) -> tuple[int, float]:
-    """(triplets in order, mean margin): cos(anchor, positive) − cos(anchor, negative); margin NaN without any."""
+def margins(vectors: Vectors, places: tuple[tuple[int, int, int], ...]) -> Floats:
+    """cos(anchor, positive) − cos(anchor, negative) of each triplet: above 0 is in order."""
     if not places:
-        return 0, math.nan
+        return np.empty(0)
     anchor, positive, negative = (vectors[list(column)] for column in zip(*places, strict=True))
-    margins = cosines(anchor, positive) - cosines(anchor, negative)
-    return int((margins > 0).sum()), float(margins.mean())
+    return cosines(anchor, positive) - cosines(anchor, negative)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.check.invariance import invariance
-from featherbed.check.parity import agreement, anisotropy, triplets, unit_norm_error
+from featherbed.check.inspect import inspect_file
+from featherbed.check.invariance import Drift, company, invariance
+from featherbed.check.parity import agreement, anisotropy, margins, neighbourhood, unit_norm_error
+from featherbed.check.statistics import Floats, mean_interval
+from featherbed.check.tokens import check_tokens
 from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import ModelFolder
 from featherbed.probe import Probe
 from featherbed.progress import Progress, silent
 from featherbed.recipe import REFERENCE, recorded
 from featherbed.report import Gate, Metrics, Report, Verdict, gates_for
-from featherbed.run.batches import batches
+from featherbed.run.batches import batches, collate
 from featherbed.run.embedder import Embedder
+from featherbed.run.pooling import normalize
 from featherbed.run.session import Memory
 
 Vectors = npt.NDArray[np.float32]
+PERCENTILES = (1, 5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Yardstick:
 def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, progress: Progress = silent) -> Report:
     """The report of ``variants`` (the reference is always measured, and judged when it is among them).
 
-    Raises ModelFolderError when the folder has no reference, or a file differs from its manifest's hash.
+    Raises ModelFolderError when the folder has no reference, or a file differs from its manifest's hash,
+    TokenizerError when the tokenizer gives other ids than when the folder was made.
     """
     if REFERENCE not in folder.manifest.variants:
         raise ModelFolderError(
@@ -54,12 +62,14 @@ def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, 
         )
     graphs = {file for variant in folder.manifest.variants.values() for file in variant.files}
     folder.check_hashes(name for name in folder.manifest.files if name not in graphs)
+    check_tokens(folder)
     names = tuple(dict.fromkeys((REFERENCE, *variants)))
     metrics: dict[str, Metrics] = {}
     verdicts: list[Verdict] = []
     reference: Vectors | None = None
     for name in names:
         folder.check_hashes(iter(folder.variant(name).files))
+        _check_sidecars(folder, name)
         metrics[name], reference = _measure(folder, name, reference, yardstick, progress)
         made_by = recorded(folder.variant(name).recipe)
         gates = gates_for(made_by, yardstick.gates, yardstick.upstream is not None)
@@ -70,6 +80,20 @@ def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, 
         {n: metrics[n] for n in shown},
         tuple(v for v in verdicts if v.variant in shown),
     )
+
+
+def _check_sidecars(folder: ModelFolder, name: str) -> None:
+    """Every file that the graph reads weights from is one of the variant's, and so has the hash that was checked."""
+    graph = folder.graph_path(name)
+    known = {Path(file).name for file in folder.variant(name).files}
+    for sidecar in inspect_file(graph).sidecars:
+        if sidecar not in known:
+            raise ModelFolderError(
+                f"{graph}",
+                expected=f"weights in a file of the variant ({', '.join(sorted(known))})",
+                found=f"weights that it looks for in {sidecar}",
+                remedy="build the folder again; or, if the file was renamed, give it that name back",
+            )
 
 
 def _measure(
@@ -88,23 +112,56 @@ def _measure(
         progress(f"verify {name}", done, len(rows))
     reference = vectors if reference is None else reference
     drift = invariance(embedder, rows, lambda _, at, of: progress(f"invariance {name}", at, of))
-    return _metrics(vectors, reference, drift, yardstick, folder.manifest.size_bytes(name)), reference
+    alone = _Alone(drift, _pooling_error(embedder, rows), folder.manifest.size_bytes(name))
+    return _metrics(vectors, reference, alone, yardstick), reference
 
 
-def _metrics(vectors: Vectors, reference: Vectors, drift: float, yardstick: Yardstick, size_bytes: int) -> Metrics:
-    kept = agreement(vectors, reference)
-    correct, margin = triplets(vectors, yardstick.probe.triplets)
+@dataclass(frozen=True)
+class _Alone:
+    """What is measured of a variant by itself."""
+
+    drift: Drift
+    pooling_max_error: float
+    size_bytes: int
+
+
+def _pooling_error(embedder: Embedder, rows: list[list[int]]) -> float:
+    """Largest difference of a component between the graph's vectors and its hidden states, pooled as the spec says."""
+    batch = collate(company(rows)[::8], embedder.spec.pad_id)
+    return float(np.abs(embedder.embed(batch) - normalize(embedder.embed(batch, unit=False))).max())
+
+
+def _metrics(vectors: Vectors, reference: Vectors, alone: _Alone, yardstick: Yardstick) -> Metrics:
+    kept, near = agreement(vectors, reference), neighbourhood(vectors, reference)
+    gaps = margins(vectors, yardstick.probe.triplets)
     upstream = None if yardstick.upstream is None else float(np.abs(vectors - yardstick.upstream).max())
+    sampled = {"cos_mean": kept.rows, "neighbours_at_10": near.neighbours, "triplet_margin_mean": gaps}
+    sampled["triplet_accuracy"] = np.asarray(gaps > 0, np.float64)
     return Metrics(
         n=len(vectors),
         cos_mean=kept.mean,
+        cos_p1=kept.percentile(1),
         cos_min=kept.worst,
-        invariance_max=drift,
-        triplets_correct=correct,
-        triplets_total=len(yardstick.probe.triplets),
-        triplet_margin_mean=margin,
+        pearson=near.pearson,
+        spearman=near.spearman,
+        neighbours_at_10=_mean(near.neighbours),
+        invariance_batch=alone.drift.batch,
+        invariance_padding=alone.drift.padding,
+        invariance_order=alone.drift.order,
+        triplets_correct=int((gaps > 0).sum()),
+        triplets_total=len(gaps),
+        triplet_margin_mean=_mean(gaps),
         anisotropy=anisotropy(vectors),
         unit_norm_max_error=unit_norm_error(vectors),
-        size_bytes=size_bytes,
+        pooling_max_error=alone.pooling_max_error,
+        not_finite=int((~np.isfinite(vectors).all(axis=1)).sum()),
+        size_bytes=alone.size_bytes,
         reference_max_error=upstream,
+        intervals={name: mean_interval(values) for name, values in sampled.items() if len(values) > 1},
+        percentiles={f"{percent}": kept.percentile(percent) for percent in PERCENTILES},
+        worst=kept.worst_places,
     )
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if len(values) else math.nan

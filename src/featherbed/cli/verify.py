@@ -9,6 +9,8 @@ import typer
 
 import featherbed
 from featherbed.cli.options import Folder, Gates, JsonFlag, Names, names, number, print_json, print_table
+from featherbed.errors import OutputError
+from featherbed.folder import write_text
 from featherbed.progress import bar
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 def print_report(report: Report) -> None:
     """The table of a report, then every gate that failed."""
     probe = report.probe
-    head = ["variant", "MB", "cos mean", "cos worst", "invariance", "triplets", "margin", "anisotropy", "gates"]
+    head = ["variant", "MB", "mean", "p1", "worst", "Spearman", "near@10", "invariance", "triplets", "gates"]
     rows = []
     for name, m in report.metrics.items():
         values = m.to_json()
@@ -27,19 +29,20 @@ def print_report(report: Report) -> None:
                 name,
                 f"{m.size_bytes / 1e6:.1f}",
                 number(values["cos_mean"], 5),
+                number(values["cos_p1"], 4),
                 number(values["cos_min"], 4),
+                number(values["spearman"], 4),
+                number(values["neighbours_at_10"], 3),
                 "–" if values["invariance_max"] is None else f"{m.invariance_max:.1e}",
                 f"{m.triplets_correct}/{m.triplets_total}",
-                number(values["triplet_margin_mean"], 3),
-                number(values["anisotropy"], 3),
                 "passed" if report.passed_by(name) else "FAILED",
             ]
         )
-    title = f"against fp32, on {probe['texts']} texts of probe {probe['name']} {probe['version']}".rstrip()
+    title = f"cosine to fp32 and more, on {probe['texts']} texts of probe {probe['name']} {probe['version']}".rstrip()
     print_table(title, head, rows)
     for v in report.verdicts:
         if not v.passed:
-            typer.echo(f"gate failed: {v.variant} {v.metric} is {v.value:.6g}, bound {v.bound:g}")
+            typer.echo(f"gate failed: {v}")
     errors = [m.reference_max_error for m in report.metrics.values()]
     for name, error in zip(report.metrics, errors, strict=True):
         if error is not None:
@@ -56,6 +59,7 @@ def command(
     reference: Annotated[
         Path | None, typer.Option(help="The checkpoint's folder: compare with its PyTorch model too.", metavar="DIR")
     ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the gates as JUnit XML, for CI.", metavar="FILE")] = None,
     save: Annotated[bool, typer.Option(help="Write evidence, verdicts and card into the folder.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -64,6 +68,13 @@ def command(
     Default gates: worst cosine 0.9999 (fp32), 0.98 (8 bits), 0.93 (4 bits); batch invariance and unit norm
     1e-4. Exit code 1 when one fails: this is the step for your CI.
     """
+    if junit is not None and not junit.absolute().parent.is_dir():
+        raise OutputError(
+            f"--junit {junit}",
+            expected="a file in a folder that is there",
+            found="no such folder",
+            remedy="make it first",
+        )
     with bar() as progress:
         report = featherbed.verify(
             folder,
@@ -74,6 +85,8 @@ def command(
             save=save,
             progress=progress,
         )
+    if junit is not None:
+        write_text(junit, report.to_junit())
     if as_json:
         print_json(report.to_json())
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 import featherbed
 from featherbed.check.card import render
 from featherbed.check.inspect import inspect_file
+from featherbed.check.tokens import probe_ids_sha256
 from featherbed.check.verify import Yardstick, measure
 from featherbed.folder import (
     CARD,
@@ -113,6 +114,7 @@ def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], c
     files |= {p.relative_to(folder).as_posix(): file_record(p) for p in others}
     sources = {e.path for e in checkpoint.entries.values()} | {checkpoint.folder / "config.json"}
     source = {p.name: file_record(p).sha256 for p in sorted(sources)}
-    manifest = Manifest(name, featherbed.__version__, source, spec, variants, files)
+    ids = probe_ids_sha256(Tokenizer(folder, spec))
+    manifest = Manifest(name, featherbed.__version__, source, spec, variants, files, ids)
     write_text(folder / "featherbed.json", dump(manifest.to_json()))
     return ModelFolder(folder, manifest)
