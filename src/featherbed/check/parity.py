@@ -88,21 +88,19 @@ def neighbourhood(vectors: Vectors, reference: Vectors) -> Neighbourhood:
     if len(vectors) > COMPARED:
         at = np.linspace(0, len(vectors) - 1, COMPARED).round().astype(int)
         vectors, reference = vectors[at], reference[at]
-    if len(vectors) < 2:
+    if len(vectors) < 2 or not (np.isfinite(vectors).all() and np.isfinite(reference).all()):
         return Neighbourhood(math.nan, math.nan, np.full(len(vectors), math.nan))
     found, expected = _similarities(vectors), _similarities(reference)
     pairs = np.triu_indices(len(found), 1)
     a, b = found[pairs], expected[pairs]
     near, nearer = _nearest(found), _nearest(expected)
-    kept = np.asarray([len(set(x) & set(y)) / len(y) for x, y in zip(near.tolist(), nearer.tolist(), strict=True)])
-    whole = np.isfinite(a).all() and np.isfinite(b).all()
-    return Neighbourhood(float(pearson(a, b)), float(spearman(a, b)), kept if whole else np.full(len(kept), math.nan))
+    kept = [len(set(x) & set(y)) / len(y) for x, y in zip(near.tolist(), nearer.tolist(), strict=True)]
+    return Neighbourhood(float(pearson(a, b)), float(spearman(a, b)), np.asarray(kept, np.float64))
 
 
 def _similarities(vectors: Vectors) -> Floats:
     x = vectors.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # what is not finite is told by NaN
-        return np.asarray(x @ x.T, np.float64)
+    return np.asarray(x @ x.T, np.float64)
 
 
 def _nearest(similarities: Floats) -> npt.NDArray[np.intp]:
