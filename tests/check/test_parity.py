@@ -92,8 +92,6 @@ def test_percentiles_and_the_worst_places_come_from_the_same_rows() -> None:
     assert [cosine for _, cosine in found.worst_places[:4]] == pytest.approx([-1, -1, -1, 0])
     assert found.percentile(0) == pytest.approx(found.worst)
     assert found.percentile(1) == pytest.approx(np.sort(found.rows)[2:4].mean(), abs=0.5)
-    low, high = found.interval
-    assert low < found.mean < high <= 1 + 1e-6
     bad[3, 0] = math.nan
     assert agreement(bad, good).worst_places[0][0] == 3
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.check.statistics import Floats, Interval, mean_interval, pearson, spearman
+from featherbed.check.statistics import Floats, pearson, spearman
 
 Vectors = npt.NDArray[np.float32]
 NEAREST = 10
@@ -26,11 +26,6 @@ class Agreement:
     def mean(self) -> float:
         """Of all rows."""
         return float(self.rows.mean())
-
-    @property
-    def interval(self) -> Interval:
-        """Of the mean, if there had been other texts."""
-        return mean_interval(self.rows)
 
     @property
     def worst(self) -> float:
