@@ -6,18 +6,24 @@ MINILM := .cache/all-MiniLM-L6-v2
 TORCH ?= torch==2.13.0
 BENCH ?= .cache/bench
 
+# suites with targets of their own
+APART := reference real peers browser
+NODE_PEERS := .cache/node-peers
+
 BENCH_OPTIONS = --ours .venv/bin/python --stock .venv-reference/bin/python --tokenizer $(TOKENIZER) --work $(BENCH)
 PEER_VENVS := .venv-openvino .venv-llama .venv-peers
 PEER_OPTIONS := --openvino .venv-openvino/bin/python --llama .venv-llama/bin/python \
 	--sentence-transformers .venv-peers/bin/python --fastembed .venv-peers/bin/python
 
-.PHONY: demo test lint parity bench quality clean help
+.PHONY: demo test lint parity peers browser screenshots bench quality clean help
 
 help:
 	@echo "make demo          build, verify, measure and use all-MiniLM-L6-v2 (MODEL=folder or Hub id for another)"
 	@echo "make test          every test that needs no torch"
 	@echo "make lint          ruff and mypy"
 	@echo "make parity        the suite against PyTorch, in an environment of its own"
+	@echo "make peers         the card's snippets in sentence-transformers, fastembed, transformers.js and mteb; needs node and npm"
+	@echo "make browser       the report in Chromium (make screenshots: and the docs' pictures of it)"
 	@echo "make bench         the 0.6B shape against the stock path; needs TOKENIZER=folder; PEERS=1 adds others (see docs/guide/bench.md)"
 	@echo "make quality       what every recipe keeps, on real text; needs DATA=folder and TINY=checkpoint (see docs/quality.md)"
 	@echo "make clean         remove what these made"
@@ -26,7 +32,7 @@ demo: .venv/.installed $(if $(filter $(MINILM),$(MODEL)),$(MINILM)/model.safeten
 	.venv/bin/python demo/demo.py $(MODEL)
 
 test: .venv/.tested $(MINILM)/model.safetensors
-	OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --ignore tests/reference --ignore tests/real
+	OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 $(APART:%=--ignore tests/%)
 	.venv/bin/python -m pytest tests/real
 
 lint: .venv/.tested
@@ -36,6 +42,15 @@ lint: .venv/.tested
 
 parity: .venv-reference/.installed $(MINILM)/model.safetensors
 	.venv-reference/bin/python -m pytest tests/reference
+
+peers: .venv-conform/.installed $(NODE_PEERS)/.installed $(MINILM)/model.safetensors
+	MINILM=$(MINILM) NODE_PEERS=$(NODE_PEERS) .venv-conform/bin/python -m pytest tests/peers
+
+browser: .venv/.browser
+	.venv/bin/python -m pytest tests/browser
+
+screenshots: .venv/.browser
+	SCREENSHOTS=1 .venv/bin/python -m pytest tests/browser
 
 bench: .venv/.installed .venv-reference/.installed $(MINILM)/model.safetensors $(if $(PEERS),$(PEER_VENVS:%=%/.installed))
 	@test -n "$(TOKENIZER)" || { echo "make bench: expected TOKENIZER=folder with Qwen3-Embedding-0.6B's config.json and tokenizer.json, found nothing; see docs/guide/bench.md"; exit 2; }
@@ -48,7 +63,7 @@ quality: .venv/.installed $(MINILM)/model.safetensors
 	.venv/bin/python benchmarks/quality.py --data $(DATA) --minilm $(MINILM) --tiny $(TINY) --work $(BENCH)/quality
 
 clean:
-	rm -rf .venv .venv-reference $(PEER_VENVS) .cache demo/out
+	rm -rf .venv .venv-reference .venv-conform $(PEER_VENVS) .cache demo/out
 
 .python-checked:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"make: expected Python 3.11 or newer, found {v.major}.{v.minor}; run make PYTHON=/path/to/python3.11 …")'
@@ -66,6 +81,24 @@ clean:
 	$(PYTHON) -m venv .venv-reference
 	.venv-reference/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	.venv-reference/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[reference,test]' onnxscript
+	@touch $@
+
+.venv/.browser: .venv/.tested
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@touch $@
+
+# sentence-transformers 5 is the last whose ONNX backend optimum-onnx serves
+.venv-conform/.installed: pyproject.toml | .python-checked
+	$(PYTHON) -m venv .venv-conform
+	.venv-conform/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-conform/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
+		'sentence-transformers>=5.1,<6' optimum-onnx[onnxruntime] fastembed==0.9.1 'mteb>=2'
+	@touch $@
+
+# scripts: only to fetch CUDA
+$(NODE_PEERS)/.installed:
+	mkdir -p $(NODE_PEERS)
+	npm install --silent --ignore-scripts --no-fund --no-audit --prefix $(NODE_PEERS) @huggingface/transformers@4.3.1
 	@touch $@
 
 .venv-openvino/.installed: | .python-checked

@@ -15,6 +15,7 @@ from memory import memory_mib
 
 HERE = Path(__file__).parent
 SAMPLE_S = 0.02
+SHARE = 0.02  # of the time that looking may take: it walks the process' page tables, which then waits for its own
 
 
 class FailedError(Exception):
@@ -32,9 +33,10 @@ def watched(words: Sequence[str], out: Path = Path(os.devnull)) -> dict[str, flo
         started = time.perf_counter()
         process = subprocess.Popen(words, stdout=printed, stderr=errors, text=True, cwd=HERE)
         while process.poll() is None:
+            began = time.perf_counter()
             now = memory_mib(process.pid)
             private, peak = max(private, now["rss_private_mib"]), max(peak, now["rss_peak_mib"])
-            time.sleep(SAMPLE_S)
+            time.sleep(max(SAMPLE_S, (time.perf_counter() - began) / SHARE))
         seconds = time.perf_counter() - started
         if process.returncode:
             raise FailedError(last_words(errors))

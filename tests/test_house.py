@@ -27,6 +27,9 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
     "typer": {"cli/"},
     "psutil": {"check/memory.py"},
     "pyarrow": {"run/files.py"},
+    "mteb": {"check/mteb.py"},
+    "bm25s": {"check/lexical.py"},
+    "yaml": {"origin.py", "check/front_matter.py"},
 }
 LATE = {"run/prepack.py": {"onnx", "featherbed.run.derive"}}  # loaded where a graph is taken apart, by no other session
 ENVIRONMENT = {"run/prepack.py": "default_cache"}  # the one function of a room that may read it, and only when called

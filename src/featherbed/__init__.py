@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featherbed.check.inspect import inspect
     from featherbed.errors import FeatherbedError
     from featherbed.pipeline.build import build
+    from featherbed.pipeline.evaluate import evaluate
     from featherbed.pipeline.tune import tune
     from featherbed.pipeline.verify import verify
     from featherbed.run.embedder import Embedder
@@ -26,12 +27,15 @@ _ROOMS = {
     "bench": "check.bench",
     "build": "pipeline.build",
     "card": "check.card",
+    "evaluate": "pipeline.evaluate",
     "inspect": "check.inspect",
     "tune": "pipeline.tune",
     "verify": "pipeline.verify",
 }
 
-__all__ = ["Embedder", "FeatherbedError", "__version__", "bench", "build", "card", "inspect", "tune", "verify"]
+__all__ = [
+    "Embedder", "FeatherbedError", "__version__", "bench", "build", "card", "evaluate", "inspect", "tune", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,8 @@ FeatherbedError
 │   ├── TokenizerError        tokenizer.json is missing or unusable
 │   ├── ModelFolderError      a model folder lacks a file, or a file is not the one in the manifest
 │   ├── TextError             a text, a prompt or a file of texts cannot be embedded
-│   └── ProbeError            a file of probe texts cannot be read
+│   ├── ProbeError            a file of probe texts cannot be read
+│   └── DatasetError          a folder or file to evaluate on cannot be read
 ├── OutputError               the result cannot be written                      (exit code 2)
 ├── EngineError               onnxruntime refused a graph or failed in a run    (exit code 2)
 └── MissingError              a needed extra or provider is not installed       (exit code 3)
@@ -70,6 +71,10 @@ class TextError(InputError):
 
 class ProbeError(InputError):
     """A file of probe texts cannot be read."""
+
+
+class DatasetError(InputError):
+    """A folder or file to evaluate on cannot be read, or its parts do not fit together."""
 
 
 class OutputError(FeatherbedError):

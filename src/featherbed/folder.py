@@ -9,14 +9,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featherbed.errors import ModelFolderError, OptionError, OutputError
+from featherbed.origin import UNKNOWN, Origin
 from featherbed.spec import Spec, read_json
 
 MANIFEST = "featherbed.json"
-CARD = "README.md"
+CARD, PAGE = "README.md", "report.html"
 ONNX = "onnx"
 REPORTS = "reports"
 FORMAT = 1
@@ -45,6 +47,17 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A variant that gave way to another of its name, or to none: when, and what it had been."""
+
+    date: str  # 2026-11-22, UTC
+    variant: str
+    featherbed: str
+    size_bytes: int
+    sha256: str  # of its weights
+
+
+@dataclass(frozen=True)
 class Manifest:
     """featherbed.json: everything a runtime trusts about a folder."""
 
@@ -55,6 +68,8 @@ class Manifest:
     variants: dict[str, Variant]
     files: dict[str, FileRecord]
     token_ids_sha256: str = ""  # of the shipped probe's token ids when the folder was made; "" where nobody looked
+    origin: Origin = UNKNOWN
+    history: tuple[Change, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -75,11 +90,30 @@ class Manifest:
             },
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
             "token_ids_sha256": self.token_ids_sha256,
+            "origin": self.origin.to_json(),
+            "history": [vars(change) for change in self.history],
         }
 
     def size_bytes(self, variant: str) -> int:
         """Bytes of a variant's files."""
         return sum(self.files[name].size_bytes for name in self.variants[variant].files)
+
+    def change(self, variant: str) -> Change:
+        """What is to be remembered of a variant that gives way today."""
+        first = self.variants[variant].files[-1]  # the sidecar, where there is one: the weights
+        today = datetime.now(UTC).date().isoformat()
+        return Change(today, variant, self.version, self.size_bytes(variant), self.files[first].sha256)
+
+    def following(self, old: Manifest) -> Manifest:
+        """This manifest with the history of an older one, and with those of its variants that are not the same here."""
+
+        def same(name: str) -> bool:
+            mine = self.variants[name].files if name in self.variants else ()
+            theirs = old.variants[name].files
+            return mine == theirs and all(self.files[file] == old.files[file] for file in mine)
+
+        gave_way = tuple(old.change(name) for name in old.variants if not same(name))
+        return replace(self, history=(*old.history, *gave_way))
 
 
 @dataclass(frozen=True)
@@ -152,7 +186,7 @@ class ModelFolder:
             for v in m.variants.values()
         }
         files = dict(m.files)
-        evidence = [self.path / CARD, *sorted((self.path / REPORTS).glob("*.*"))]
+        evidence = [self.path / CARD, self.path / PAGE, *sorted((self.path / REPORTS).glob("*.*"))]
         files |= {p.relative_to(self.path).as_posix(): file_record(p) for p in evidence if p.is_file()}
         return self._written(replace(m, variants=variants, files=files))
 
@@ -162,7 +196,8 @@ class ModelFolder:
         gone = m.variants[name].files if name in m.variants else ()
         variants = {k: v for k, v in m.variants.items() if k != name}
         files = {k: record for k, record in m.files.items() if k not in gone}
-        return self._written(replace(m, variants=variants, files=files))
+        history = (*m.history, m.change(name)) if name in m.variants else m.history
+        return self._written(replace(m, variants=variants, files=files, history=history))
 
     def adding(self, variant: Variant) -> ModelFolder:
         """This folder with a variant whose files lie in it, written to disk; config.json is taken down anew."""
@@ -249,7 +284,8 @@ def open_folder(path: Path) -> ModelFolder:
                 raise ValueError(f"the path {name!r}, which leaves the folder")
         manifest = Manifest(
             str(raw["name"]), str(raw["featherbed"]), dict(raw["source"]), Spec.from_json(raw["spec"]), variants, files,
-            str(raw.get("token_ids_sha256", "")),
+            str(raw.get("token_ids_sha256", "")), Origin.from_json(raw.get("origin", {})),
+            tuple(_change(one) for one in raw.get("history", ())),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelFolderError(
@@ -259,6 +295,11 @@ def open_folder(path: Path) -> ModelFolder:
             remedy="build the folder again with this version",
         ) from error
     return ModelFolder(path, manifest)
+
+
+def _change(raw: dict[str, Any]) -> Change:
+    words = {key: str(raw[key]) for key in ("date", "variant", "featherbed", "sha256")}
+    return Change(size_bytes=int(raw["size_bytes"]), **words)
 
 
 def _inside(name: str) -> bool:

@@ -13,12 +13,16 @@ from featherbed.recipe import Recipe, Shelf
 
 AT_LEAST = {
     "cos_mean", "cos_p1", "cos_min", "pearson", "spearman", "neighbours_at_10", "triplet_accuracy",
-    "triplet_margin_mean",
+    "triplet_margin_mean", "retrieval_top_1", "retrieval_ndcg_at_10", "retrieval_mrr_at_10",
 }  # fmt: skip
 AT_MOST = {
     "invariance_max", "invariance_batch", "invariance_padding", "invariance_order", "anisotropy",
     "unit_norm_max_error", "pooling_max_error", "not_finite", "size_bytes", "reference_max_error",
 }  # fmt: skip
+WITH = {  # metrics that are measured only with an option of verify
+    "reference_max_error": "--reference",
+    **dict.fromkeys(("retrieval_top_1", "retrieval_ndcg_at_10", "retrieval_mrr_at_10"), "--retrieval"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Metrics:
     largest 1 − cos between a text's vector alone and in company. ``anisotropy`` is the mean cosine of different texts.
     ``pooling_max_error`` is the largest difference of a component between the graph's own vector and what the folder's
     pooling makes of its hidden states. ``not_finite`` counts vectors with NaN or Inf. ``reference_max_error`` is the
-    largest difference of a component to upstream's PyTorch model, None where that was not asked for.
+    largest difference of a component to upstream's PyTorch model, ``retrieval_*`` are means over a dataset's queries;
+    None where that was not asked for.
     ``intervals`` are 95 % bootstrap intervals of some of these, ``percentiles`` the cosines below which so many per
     cent of the texts lie, ``worst`` the (place in the probe, cosine) of the worst texts.
     A value is NaN when any vector was not finite.
@@ -56,6 +61,9 @@ class Metrics:
     not_finite: int
     size_bytes: int
     reference_max_error: float | None = None
+    retrieval_top_1: float | None = None
+    retrieval_ndcg_at_10: float | None = None
+    retrieval_mrr_at_10: float | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     percentiles: Mapping[str, float] = field(default_factory=dict)
     worst: tuple[tuple[int, float], ...] = ()
@@ -72,12 +80,10 @@ class Metrics:
         return self.triplets_correct / self.triplets_total if self.triplets_total else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not finite becomes null. ``reference_max_error`` only where measured."""
+        """Plain values; what is not finite becomes null. What needs an option is there only where measured."""
         values = _plain(vars(self) | {"invariance_max": self.invariance_max})
         assert isinstance(values, dict)
-        if self.reference_max_error is None:
-            del values["reference_max_error"]
-        return values
+        return {key: value for key, value in values.items() if key not in WITH or getattr(self, key) is not None}
 
 
 HINTS = {  # what a failed gate most likely means

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 import featherbed
 from featherbed.check.bench import Load
@@ -15,6 +18,7 @@ from featherbed.check.card import number, scientific
 from featherbed.errors import ModelFolderError
 from featherbed.folder import open_folder
 from featherbed.recipe import RECIPES
+from tests.conftest import FIXTURES
 
 
 @pytest.fixture
@@ -104,9 +108,101 @@ def test_a_cosine_below_one_never_reads_as_one() -> None:
     assert scientific(0.0) == "0"
 
 
-def test_the_snippet_on_the_card_runs(verified: Path) -> None:
+def told(value: object) -> Iterator[float]:
+    """Every number of a JSON value."""
+    if isinstance(value, dict):
+        for one in value.values():
+            yield from told(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from told(one)
+    elif isinstance(value, str):
+        yield from (float(one) for one in re.findall(r"\d+(?:\.\d+)?", value))
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
+def test_every_number_on_the_card_is_in_the_evidence(verified: Path) -> None:
+    featherbed.bench(verified, ["fp32", "int8"], Load(tokens=16, batch=2, rounds=1), save=True)
     card = (verified / "README.md").read_text("utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.S)
-    scope: dict[str, object] = {}
-    exec(compile(snippet.replace("PATH/TO/THIS/FOLDER", str(verified)), "card", "exec"), scope)
-    assert scope["queries"].shape == scope["documents"].shape == (1, 48)  # type: ignore[attr-defined]
+    sources = [verified / "featherbed.json", *sorted((verified / "reports").glob("*.json"))]
+    known = {number for path in sources for number in told(json.loads(path.read_text("utf-8")))}
+    sizes = open_folder(verified).manifest
+    known |= {float(sizes.size_bytes(name)) for name in sizes.variants}
+    written = {
+        f"{scale(value):.{digits}f}"
+        for value in known
+        for scale in (abs, lambda v: abs(v) / 1e6)
+        for digits in range(6)
+    }
+    written |= {number(abs(value), digits) for value in known for digits in range(6)}
+    written |= {scientific(abs(value)) for value in known} | {f"{abs(value):g}" for value in known}
+    written |= {"64", "95", "1", "2"}  # of the notes: company of 64, 95 % intervals, 1 − cosine, 1 % below
+    prose = re.sub(r"^---\n.*?\n---\n|```.*?```|`[^`]*`|#+ .*|sha256 [0-9a-f]+…", " ", card, flags=re.S)
+    prose = re.sub(r"fp32|float32|bert|qwen3|int8|int4|q4|\bp\d\d\b|10\b", " ", prose)  # names
+    for found in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?:e[-+]\d+)?", prose):
+        assert found in written, found
+
+
+def test_the_hub_can_read_the_front_matter(verified: Path) -> None:
+    metadata = ModelCard.load(verified / "README.md").data
+    assert metadata.library_name == "featherbed"
+    assert metadata.pipeline_tag == "feature-extraction"
+    assert metadata.base_model is None
+    kept = json.loads((verified / "reports" / "int8.json").read_text("utf-8"))["metrics"]
+    assert metadata.eval_results is not None
+    values = {(result.metric_name, result.metric_value) for result in metadata.eval_results}
+    assert ("int8: worst cosine to fp32", kept["cos_min"]) in values
+    assert not any("fp32:" in str(name) for name, _ in values)
+
+
+def test_the_origin_is_on_the_card(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source = checkpoint("bert-mean")
+    (source / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n", "utf-8")
+    featherbed.build(source, tmp_path / "out", ["fp32"], check=False, base_model="owner/upstream")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.license, card.data.language, card.data.base_model) == ("mit", ["en"], "owner/upstream")
+    assert card.data.to_dict()["base_model_relation"] == "quantized"
+    assert "[owner/upstream](https://huggingface.co/owner/upstream)" in card.text
+
+
+def test_what_gave_way_is_remembered(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source, out = checkpoint("bert-mean"), tmp_path / "out"
+    featherbed.build(source, out, ["fp32", "q4", "int8-dynamic"], check=False)
+    before = open_folder(out).manifest
+    featherbed.build(source, out, ["fp32", "q4"], check=False)
+    assert [change.variant for change in open_folder(out).manifest.history] == ["int8-dynamic"]
+    featherbed.build(FIXTURES / "bert-cls", out, ["fp32", "q4"], check=False)
+    history = open_folder(out).manifest.history
+    assert [change.variant for change in history] == ["int8-dynamic", "fp32", "q4"]
+    assert history[2].sha256 == before.files[before.variants["q4"].files[-1]].sha256
+    rows = (out / "README.md").read_text("utf-8").split("## Changes")[1]
+    assert rows.count("replaced") == 2
+    assert rows.count("removed") == 1
+
+
+def snippets(folder: Path) -> dict[str, str]:
+    card = (folder / "README.md").read_text("utf-8").replace("PATH/TO/THIS/FOLDER", str(folder))
+    return dict(re.findall(r"### ([^\n]+)\n\n```\w+\n(.*?)```", card, re.S))
+
+
+def test_the_card_tells_everyone_how(verified: Path) -> None:
+    assert list(snippets(verified)) == [
+        "featherbed", "sentence-transformers", "fastembed", "transformers.js", "onnxruntime alone",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qwen3-tied", "bert-cls"])
+def test_the_snippets_of_featherbed_and_onnxruntime_run_and_agree(
+    copied: Callable[[str], Path], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(name)
+    found = snippets(folder)
+    scope: dict[str, Any] = {}
+    exec(compile(found["featherbed"], "card", "exec"), scope)
+    bare: dict[str, Any] = {}
+    exec(compile(found["onnxruntime alone"], "card", "exec"), bare)
+    both = np.concatenate([scope["queries"], scope["documents"]])
+    assert both.shape == bare["vectors"].shape
+    assert np.abs(both - bare["vectors"]).max() < 1e-3  # the engine derives its own graph
+    assert capsys.readouterr().out

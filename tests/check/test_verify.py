@@ -202,3 +202,13 @@ def test_an_engine_that_looks_at_its_neighbours_is_found(
     assert max(still.batch, still.padding, still.order) <= 1e-12
     monkeypatch.setattr(embedder, "embed", leaky)
     assert invariance(embedder, rows).batch > 1e-5
+
+
+def test_the_same_verify_twice_leaves_the_same_bytes(copied: Callable[[str], Path], probe: Path) -> None:
+    folder = copied("qwen3-tied")
+    kept = []
+    for _ in range(2):
+        featherbed.verify(folder, ["fp32", "int8"], probes=[probe], save=True)
+        files = [folder / MANIFEST, folder / "README.md", folder / "report.html", *(folder / "reports").iterdir()]
+        kept.append({path.name: path.read_bytes() for path in files})
+    assert kept[0] == kept[1]

@@ -23,11 +23,13 @@ from featherbed.run import files
 from tests.conftest import CALIBRATION, FIXTURES, upstream
 
 OPTIONS = {
-    "build": "-o --out --variants --gate --pooling --calibration --verify --no-verify --json",
-    "verify": "--variants --gate --probe --reference --junit --save --no-save --json",
+    "build": "-o --out --variants --gate --pooling --calibration --base-model --verify --no-verify --json",
+    "verify": "--variants --gate --probe --reference --retrieval --baseline --record --junit --save --no-save --json",
     "inspect": "--json",
     "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",
     "card": "--json",
+    "report": "--json",
+    "eval": "--variants --modes --corpus --queries --qrels --group --titles --no-titles --save --no-save --json",
     "tune": "--min --max --goal --trials --calibration --probe --json",
     "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
 }

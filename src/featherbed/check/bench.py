@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from featherbed import errors
-from featherbed.check.card import card
 from featherbed.check.machine import machine
+from featherbed.check.page import write_pages
 from featherbed.errors import EngineError, OptionError
 from featherbed.folder import ModelFolder, dump, open_folder, write_text
 from featherbed.progress import Progress, silent
@@ -207,4 +207,4 @@ def _save(folder: ModelFolder, document: dict[str, Any]) -> None:
         report["bench"] = {"machine": document["machine"], "load": document["load"], **row}
         path.parent.mkdir(exist_ok=True)
         write_text(path, dump(report))
-    card(folder.path)
+    write_pages(open_folder(folder.path))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featherbed.check.front_matter import front_matter
+from featherbed.check.usage import usage
 from featherbed.errors import ModelFolderError
 from featherbed.folder import CARD, ModelFolder, open_folder, write_text
+from featherbed.origin import Origin
 from featherbed.spec import read_json
 
 MB = 1e6
+SEARCHED, RATE = ("top_1", "ndcg_at_10", "mrr_at_10", "recall_at_100"), "chunks_per_s"
 
 
 def card(folder: Path | str) -> Path:
@@ -25,25 +30,37 @@ def card(folder: Path | str) -> Path:
 def render(folder: ModelFolder) -> str:
     """The card's text. The same evidence gives the same bytes."""
     m = folder.manifest
-    reports = {name: _report(folder, name) for name in m.variants}
+    reports = {name: evidence_of(folder, name) for name in m.variants}
     parts = [
-        _front_matter(),
+        front_matter(folder, reports),
         f"# {m.name}\n",
         f"ONNX files of a `{m.spec.family}` text-embedding model: {m.spec.dim} dimensions, up to "
         f"{m.spec.max_length} tokens, {m.spec.pooling.value} pooling, dynamic batch and sequence. "
-        f"Made by featherbed {m.version}.\n",
+        f"Made by featherbed {m.version}{_from(m.origin)}.\n",
         "## Variants\n",
         _variants(folder),
     ]
     if any("metrics" in r for r in reports.values()):
         parts += ["## Quality, against `fp32`\n", _quality(reports), _probe_note(reports)]
+    if any("eval" in r for r in reports.values()):
+        parts += ["## Retrieval and similarity\n", _found(reports)]
     if any("bench" in r for r in reports.values()):
         parts += ["## Speed and memory\n", _speed(reports), _bench_note(reports)]
-    parts += ["## Use\n", _usage(folder), "## Files\n", _files(folder)]
+    parts += ["## Use\n", usage(folder), _contract(folder), "## Files\n", _files(folder)]
+    if m.history:
+        parts += ["## Changes\n", _changes(folder)]
     return "\n".join(parts)
 
 
-def _report(folder: ModelFolder, name: str) -> dict[str, Any]:
+def _from(origin: Origin) -> str:
+    if not origin.base_model:
+        return ""
+    at = f" at revision `{origin.revision[:12]}`" if origin.revision else ""
+    return f" from [{origin.base_model}](https://huggingface.co/{origin.base_model}){at}"
+
+
+def evidence_of(folder: ModelFolder, name: str) -> dict[str, Any]:
+    """What is known of a variant; {} where nothing was measured. Raises ModelFolderError when it is of another one."""
     path = folder.report_path(name)
     if not path.is_file():
         return {}
@@ -56,12 +73,6 @@ def _report(folder: ModelFolder, name: str) -> dict[str, Any]:
             remedy="verify again with --save",
         )
     return report
-
-
-def _front_matter() -> str:
-    tags = ["onnx", "featherbed", "sentence-transformers", "feature-extraction", "quantized"]
-    lines = ["---", "library_name: featherbed", "pipeline_tag: feature-extraction", "tags:"]
-    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---", ""])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -79,16 +90,17 @@ def _variants(folder: ModelFolder) -> str:
             f"{m.size_bytes(v.name) / MB:.1f}",
             verdict[v.passed],
             f"{v.least_onnxruntime}",
-            "; ".join(_step(s) for s in v.recipe["steps"]) or "float32",
+            "; ".join(step_words(s) for s in v.recipe["steps"]) or "float32",
         ]
         for v in m.variants.values()
     ]
     return _table(["variant", "MB", "gates", "onnxruntime ≥", "weights"], rows)
 
 
-def _step(step: dict[str, Any]) -> str:
+def step_words(step: dict[str, Any]) -> str:
+    """A recipe's step, in words."""
     if "layers" in step:  # of many layers, how many are rounded in which way
-        ways = Counter("float32" if way is None else _step(way) for _, way in step["layers"])
+        ways = Counter("float32" if way is None else step_words(way) for _, way in step["layers"])
         return "; ".join(f"{count} × {way}" for way, count in ways.most_common())
     values = ", ".join(f"{k} {v}" for k, v in step.items() if k != "step" and v is not None)
     return f"{step['step']} ({values})" if values else str(step["step"])
@@ -150,7 +162,7 @@ def _probe_note(reports: dict[str, dict[str, Any]]) -> str:
         if "metrics" in report:
             p = report["probe"]
             line = f"{p['texts']} texts and {p['triplets']} triplets of the probe `{p['name']}` {p['version']}"
-            lines.append((f"{line} (sha256 {p['sha256'][:12]}…)", name, _machine(report["machine"])))
+            lines.append((f"{line} (sha256 {p['sha256'][:12]}…)", name, described_machine(report["machine"])))
     notes = []
     for line, machine in dict.fromkeys((note[0], note[2]) for note in lines):
         names = ", ".join(f"`{n}`" for text, n, where in lines if (text, where) == (line, machine))
@@ -168,7 +180,8 @@ def _probe_note(reports: dict[str, dict[str, Any]]) -> str:
     return intro + " ".join(notes) + " Repeat it with `featherbed verify`.\n"
 
 
-def _machine(m: dict[str, Any]) -> str:
+def described_machine(m: dict[str, Any]) -> str:
+    """A machine of the evidence, in a line."""
     flags = f" ({', '.join(m['flags'])})" if m["flags"] else ""
     return f"{m['cpu']}{flags}, {m['cores']} cores, {m['system']}, onnxruntime {m['onnxruntime']}"
 
@@ -199,26 +212,74 @@ def _bench_note(reports: dict[str, dict[str, Any]]) -> str:
     lines: dict[str, list[str]] = {}
     for name, b in benches.items():
         load = f"batches of {b['load']['batch']} × {b['load']['tokens']} tokens, median of {b['load']['rounds']} rounds"
-        lines.setdefault(f"{load} run in turn, on {_machine(b['machine'])}", []).append(f"`{name}`")
+        lines.setdefault(f"{load} run in turn, on {described_machine(b['machine'])}", []).append(f"`{name}`")
     notes = " ".join(f"{', '.join(names)}: {line}." for line, names in lines.items())
     return f"{notes} Repeat it with `featherbed bench`.\n"
 
 
-def _usage(folder: ModelFolder) -> str:
-    names = list(folder.manifest.variants)
-    variant = "int8" if "int8" in names else names[-1]
-    return f"""```python
-from featherbed import Embedder
+def _contract(folder: ModelFolder) -> str:
+    types = " and `token_type_ids`" if folder.manifest.spec.token_types else ""
+    return (
+        f"Inputs are `input_ids` and `attention_mask`{types}; outputs `last_hidden_state` and `sentence_embedding` "
+        "(pooled, unit length). Any padding side gives the same vectors.\n"
+    )
 
-model = Embedder("PATH/TO/THIS/FOLDER", variant="{variant}")
-queries = model.encode_query(["how do I rotate a matrix?"])
-documents = model.encode_document(["numpy.rot90 turns an array by 90 degrees."])
-print(model.similarity(queries, documents))
-```
 
-Inputs are `input_ids` and `attention_mask`{" and `token_type_ids`" if folder.manifest.spec.token_types else ""}; \
-outputs `last_hidden_state` and `sentence_embedding` (pooled, unit length). Any padding side gives the same vectors.
-"""
+def _found(reports: dict[str, dict[str, Any]]) -> str:
+    parts = []
+    for dataset in dict.fromkeys(name for one in reports.values() for name in one.get("eval", {})):
+        kept = {name: one["eval"][dataset] for name, one in reports.items() if dataset in one.get("eval", {})}
+        rows = [
+            [f"`{name}`", mode, *(_with_interval(one[mode], key, 4) for key in SEARCHED), number(one[mode][RATE], 1)]
+            for name, one in kept.items()
+            for mode in ("dense", "hybrid")
+            if "top_1" in one.get(mode, {})
+        ]
+        for figures in words_alone(reports, dataset):
+            rows.insert(0, ["words alone", "lexical", *(_with_interval(figures, key, 4) for key in SEARCHED), "–"])
+        pairs = [[f"`{n}`", _with_interval(one["dense"], "spearman", 4)] for n, one in kept.items() if _paired(one)]
+        parts.append(f"### {dataset}\n")
+        if rows:
+            parts.append(_table(["variant", "search", "top-1", "nDCG@10", "MRR@10", "recall@100", "chunks/s"], rows))
+        if pairs:
+            parts.append(_table(["variant", "Spearman of cosines with ratings"], pairs))
+        parts.append(_dataset_note(kept))
+    return "\n".join(parts)
+
+
+def words_alone(reports: Mapping[str, Mapping[str, Any]], dataset: str) -> list[dict[str, Any]]:
+    """What a lexical search found on a dataset, which is the same beside every variant: once, or not at all."""
+    kept = (one.get("eval", {}).get(dataset, {}).get("lexical") for one in reports.values())
+    return [figures for figures in kept if figures is not None][:1]
+
+
+def _paired(one: dict[str, Any]) -> bool:
+    return "spearman" in one.get("dense", {})
+
+
+def _dataset_note(kept: dict[str, dict[str, Any]]) -> str:
+    notes: dict[str, list[str]] = {}
+    for name, one in kept.items():
+        d = one["dataset"]
+        counts = f"{d['pairs']} pairs" if "pairs" in d else f"{d['queries']} queries, {d['documents']} documents"
+        hashes = ", ".join(f"{file} sha256 {sha[:12]}…" for file, sha in d["files_sha256"].items())
+        notes.setdefault(f"{counts} ({hashes}), on {described_machine(one['machine'])}", []).append(f"`{name}`")
+    said = " ".join(f"{', '.join(names)}: {line}." for line, names in notes.items())
+    return f"{said} In brackets the 95 % interval. Repeat it with `featherbed eval`.\n"
+
+
+def _changes(folder: ModelFolder) -> str:
+    now = folder.manifest.variants
+    rows = [
+        [
+            one.date,
+            f"`{one.variant}`",
+            "replaced" if one.variant in now else "removed",
+            f"featherbed {one.featherbed}, {one.size_bytes / MB:.1f} MB, sha256 `{one.sha256[:12]}…`",
+        ]
+        for one in reversed(folder.manifest.history)
+    ]
+    return _table(["date", "variant", "", "it was"], rows)
 
 
 def _files(folder: ModelFolder) -> str:

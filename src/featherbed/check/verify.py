@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from featherbed.check.evaluate import by_vectors, described
 from featherbed.check.inspect import inspect_file
 from featherbed.check.invariance import Drift, company, invariance
 from featherbed.check.parity import agreement, anisotropy, margins, neighbourhood, unit_norm_error
+from featherbed.check.retrieval import Found
 from featherbed.check.statistics import Floats, mean_interval
 from featherbed.check.tokens import check_tokens
+from featherbed.dataset import Search
 from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import ModelFolder
 from featherbed.probe import Probe
 from featherbed.progress import Progress, silent
 from featherbed.recipe import REFERENCE, recorded
-from featherbed.report import Gate, Metrics, Report, Verdict, gates_for
+from featherbed.report import WITH, Gate, Metrics, Report, Verdict, gates_for
 from featherbed.run.batches import batches, collate
 from featherbed.run.embedder import Embedder
 from featherbed.run.pooling import normalize
 from featherbed.run.session import Memory
 
 Vectors = npt.NDArray[np.float32]
+SHOWN = ("top_1", "ndcg_at_10", "mrr_at_10")  # of a search
 PERCENTILES = (1, 5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What to hold variants against: texts, the gates that were asked for beside the default ones, and
-    upstream's own vectors of the probe's texts [N, D] where they were computed."""
+    """What to hold variants against: texts, the gates that were asked for beside the default ones, upstream's own
+    vectors of the probe's texts [N, D] where they were computed, a dataset to search where one was given, and gates of
+    single variants."""
 
     probe: Probe
     gates: tuple[Gate, ...] = ()
     upstream: Vectors | None = None
+    search: Search | None = None
+    single: Mapping[str, tuple[Gate, ...]] = field(default_factory=dict)
 
 
 def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, progress: Progress = silent) -> Report:
@@ -53,13 +60,7 @@ def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, 
             found=", ".join(folder.manifest.variants) or "no variants",
             remedy="build the folder again with fp32",
         )
-    if yardstick.upstream is None and any(gate.metric == "reference_max_error" for gate in yardstick.gates):
-        raise OptionError(
-            "--gate reference_max_error",
-            expected="--reference, which measures it",
-            found="none",
-            remedy="give the checkpoint's folder with --reference",
-        )
+    _check_gates(yardstick)
     graphs = {file for variant in folder.manifest.variants.values() for file in variant.files}
     folder.check_hashes(name for name in folder.manifest.files if name not in graphs)
     check_tokens(folder)
@@ -73,13 +74,27 @@ def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, 
         metrics[name], reference = _measure(folder, name, reference, yardstick, progress)
         made_by = recorded(folder.variant(name).recipe)
         gates = gates_for(made_by, yardstick.gates, yardstick.upstream is not None)
-        verdicts += [gate.judge(name, metrics[name]) for gate in gates]
+        verdicts += [gate.judge(name, metrics[name]) for gate in (*gates, *yardstick.single.get(name, ()))]
     shown = [n for n in names if n in variants] or list(names)
+    named = {} if yardstick.search is None else {"retrieval": described(yardstick.search)}
     return Report(
-        yardstick.probe.to_json(),
+        yardstick.probe.to_json() | named,
         {n: metrics[n] for n in shown},
         tuple(v for v in verdicts if v.variant in shown),
     )
+
+
+def _check_gates(yardstick: Yardstick) -> None:
+    measured = {"--reference": yardstick.upstream is not None, "--retrieval": yardstick.search is not None}
+    for gate in yardstick.gates:
+        option = WITH.get(gate.metric)
+        if option is not None and not measured[option]:
+            raise OptionError(
+                f"--gate {gate.metric}",
+                expected=f"{option}, which measures it",
+                found="none",
+                remedy="give a checkpoint's folder" if option == "--reference" else "give a dataset's folder",
+            )
 
 
 def _check_sidecars(folder: ModelFolder, name: str) -> None:
@@ -112,7 +127,8 @@ def _measure(
         progress(f"verify {name}", done, len(rows))
     reference = vectors if reference is None else reference
     drift = invariance(embedder, rows, lambda _, at, of: progress(f"invariance {name}", at, of))
-    alone = _Alone(drift, _pooling_error(embedder, rows), folder.manifest.size_bytes(name))
+    search = None if yardstick.search is None else by_vectors(embedder, yardstick.search, name, progress)
+    alone = _Alone(drift, _pooling_error(embedder, rows), folder.manifest.size_bytes(name), search)
     return _metrics(vectors, reference, alone, yardstick), reference
 
 
@@ -123,6 +139,7 @@ class _Alone:
     drift: Drift
     pooling_max_error: float
     size_bytes: int
+    retrieval: Found | None
 
 
 def _pooling_error(embedder: Embedder, rows: list[list[int]]) -> float:
@@ -137,6 +154,8 @@ def _metrics(vectors: Vectors, reference: Vectors, alone: _Alone, yardstick: Yar
     upstream = None if yardstick.upstream is None else float(np.abs(vectors - yardstick.upstream).max())
     sampled = {"cos_mean": kept.rows, "neighbours_at_10": near.neighbours, "triplet_margin_mean": gaps}
     sampled["triplet_accuracy"] = np.asarray(gaps > 0, np.float64)
+    searched = {f"retrieval_{key}": alone.retrieval.measures[key] for key in SHOWN} if alone.retrieval else {}
+    sampled |= searched
     return Metrics(
         n=len(vectors),
         cos_mean=kept.mean,
@@ -157,6 +176,7 @@ def _metrics(vectors: Vectors, reference: Vectors, alone: _Alone, yardstick: Yar
         not_finite=int((~np.isfinite(vectors).all(axis=1)).sum()),
         size_bytes=alone.size_bytes,
         reference_max_error=upstream,
+        **{name: _mean(values) for name, values in searched.items()},
         intervals={name: mean_interval(values) for name, values in sampled.items() if len(values) > 1},
         percentiles={f"{percent}": kept.percentile(percent) for percent in PERCENTILES},
         worst=kept.worst_places,

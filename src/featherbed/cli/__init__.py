@@ -10,7 +10,7 @@ import traceback
 import typer
 
 import featherbed
-from featherbed.cli import bench, build, card, embed, inspect, tune, verify
+from featherbed.cli import bench, build, card, embed, eval, inspect, report, tune, verify
 
 DEFECT = 70  # sysexits.h: EX_SOFTWARE
 
@@ -27,8 +27,10 @@ for _verb, _command, _short in (
     ("verify", verify.command, "Measure variants against fp32, judge by gates."),
     ("inspect", inspect.command, "Say what a model file is."),
     ("bench", bench.command, "Measure speed and memory."),
+    ("eval", eval.command, "Try variants on a dataset: retrieval, rated pairs."),
     ("tune", tune.command, "Search mixed precision, add the winner as tuned."),
     ("card", card.command, "Write the folder's README.md from its evidence."),
+    ("report", report.command, "Write the folder's report.html from its evidence."),
     ("embed", embed.command, "Files of texts → vectors."),
 ):
     app.command(_verb, short_help=_short)(_command)

@@ -28,6 +28,9 @@ def command(
         Path | None,
         typer.Option(help="JSON lines of texts for recipes that look at activations, instead of the shipped ones."),
     ] = None,
+    base_model: Annotated[
+        str, typer.Option(help="The Hub id of what the folder holds, for the card.", metavar="OWNER/NAME")
+    ] = "",
     verify: Annotated[bool, typer.Option(help="Measure each variant against fp32 and judge it.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -45,6 +48,7 @@ def command(
             pooling=pooling,
             check=verify,
             calibration=calibration,
+            base_model=base_model,
             progress=progress,
         )
     report = outcome.report

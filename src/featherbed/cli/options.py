@@ -41,13 +41,14 @@ def print_table(title: str, head: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for at, name in enumerate(head):
         table.add_column(name, justify="right" if at else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     # without a terminal there is no width to fit into: let lines be as long as they are
     console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)  # a table's own title is cut
     console.print(table)
 
 

@@ -9,7 +9,7 @@ import typer
 
 import featherbed
 from featherbed.cli.options import Folder, Gates, JsonFlag, Names, names, number, print_json, print_table
-from featherbed.errors import OutputError
+from featherbed.errors import OptionError, OutputError
 from featherbed.folder import write_text
 from featherbed.progress import bar
 
@@ -43,6 +43,12 @@ def print_report(report: Report) -> None:
     for v in report.verdicts:
         if not v.passed:
             typer.echo(f"gate failed: {v}")
+    for name, m in report.metrics.items():
+        if m.retrieval_top_1 is not None:
+            values = m.to_json()
+            figures = (number(values[f"retrieval_{key}"], 4) for key in ("top_1", "ndcg_at_10", "mrr_at_10"))
+            said = "top-1 {}, nDCG@10 {}, MRR@10 {}".format(*figures)
+            typer.echo(f"{name} on {probe['retrieval']['name']}: {said}")
     errors = [m.reference_max_error for m in report.metrics.values()]
     for name, error in zip(report.metrics, errors, strict=True):
         if error is not None:
@@ -59,6 +65,15 @@ def command(
     reference: Annotated[
         Path | None, typer.Option(help="The checkpoint's folder: compare with its PyTorch model too.", metavar="DIR")
     ] = None,
+    retrieval: Annotated[
+        Path | None, typer.Option(help="A dataset's folder in BEIR's shape: search it too.", metavar="DATASET")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="What the variants reached before, a kind of CPU each.", metavar="FILE")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Put this run's figures down in the baseline, and do not judge by it.")
+    ] = False,
     junit: Annotated[Path | None, typer.Option(help="Write the gates as JUnit XML, for CI.", metavar="FILE")] = None,
     save: Annotated[bool, typer.Option(help="Write evidence, verdicts and card into the folder.")] = False,
     as_json: JsonFlag = False,
@@ -68,6 +83,10 @@ def command(
     Default gates: worst cosine 0.9999 (fp32), 0.98 (8 bits), 0.93 (4 bits); batch invariance and unit norm
     1e-4. Exit code 1 when one fails: this is the step for your CI.
     """
+    if record and baseline is None:
+        raise OptionError(
+            "--record", expected="--baseline FILE", found="none", remedy="say where to put the figures down"
+        )
     if junit is not None and not junit.absolute().parent.is_dir():
         raise OutputError(
             f"--junit {junit}",
@@ -75,6 +94,8 @@ def command(
             found="no such folder",
             remedy="make it first",
         )
+    from featherbed.check.baseline import record as put_down
+
     with bar() as progress:
         report = featherbed.verify(
             folder,
@@ -82,9 +103,13 @@ def command(
             gates=gate or (),
             probes=probe or (),
             upstream=reference,
+            retrieval=retrieval,
+            baseline=None if record else baseline,
             save=save,
             progress=progress,
         )
+    if record and baseline is not None and report.passed:  # what failed is nothing to hold others to
+        put_down(baseline, report)
     if junit is not None:
         write_text(junit, report.to_junit())
     if as_json:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import featherbed
-from featherbed.check.card import render
 from featherbed.check.inspect import inspect_file
+from featherbed.check.page import write_pages
 from featherbed.check.tokens import probe_ids_sha256
 from featherbed.check.verify import Yardstick, measure
+from featherbed.errors import ModelFolderError
 from featherbed.folder import (
-    CARD,
+    MANIFEST,
     ONNX,
     Manifest,
     ModelFolder,
@@ -21,6 +23,7 @@ from featherbed.folder import (
     dump,
     file_record,
     graph_name,
+    open_folder,
     publish,
     write_text,
 )
@@ -29,6 +32,7 @@ from featherbed.make.assemble import write_configs
 from featherbed.make.calibrate.texts import calibration as calibrate
 from featherbed.make.checkpoint import Checkpoint, open_checkpoint
 from featherbed.make.graph import reference_graph
+from featherbed.origin import read_origin
 from featherbed.pipeline.variants import Writer, Written, calibration_tokens, name_sidecars
 from featherbed.pipeline.verify import save_evidence
 from featherbed.probe import read_probe, shipped, shipped_calibration
@@ -58,6 +62,7 @@ def build(
     pooling: str | None = None,
     check: bool = True,
     calibration: Path | None = None,
+    base_model: str = "",
     progress: Progress = silent,
 ) -> Outcome:
     """Checkpoint folder or Hub id → model folder with ``variants``, each verified, with card and manifest.
@@ -65,11 +70,14 @@ def build(
     ``out`` defaults to ``<name>-onnx`` here. ``pooling`` is for checkpoints whose files do not say. A variant
     whose gate fails is kept and marked so; "auto" never takes it. ``check`` False leaves verifying for later.
     ``calibration`` is a file of texts in place of those that ship, for the recipes that look at activations.
+    ``base_model`` is the Hub id of what a folder holds, for the card; a Hub id as ``source`` says it itself.
     Raises an InputError on what cannot be built, OutputError when it cannot be written: nothing is half-written.
     """
     chosen, asked = recipes(variants), parse_gates(gates)
     checkpoint_folder = locate(str(source))
-    name = checkpoint_folder.resolve().name if Path(source).exists() else str(source).partition("@")[0].split("/")[-1]
+    here, hub_id = Path(source).exists(), str(source).partition("@")[0]
+    name = checkpoint_folder.resolve().name if here else hub_id.split("/")[-1]
+    known = read_origin(checkpoint_folder, base_model or ("" if here else hub_id))
     spec = read_spec(checkpoint_folder, pooling)
     checkpoint = open_checkpoint(checkpoint_folder)
     graph = reference_graph(checkpoint, spec)
@@ -92,16 +100,16 @@ def build(
             written = {name: job.result() for name, job in jobs.items()}
         # those that look at activations keep all cores and much memory busy: one after the other
         written |= {r.name: write.variant(graph, r) for r in chosen if r.calibrated}
-        model = _manifest(folder, name, spec, [written[r.name] for r in chosen], checkpoint)
+        manifest = _manifest(folder, name, spec, [written[r.name] for r in chosen], checkpoint)
+        model = _placed(folder, replace(manifest, origin=known), target)
         if check:
             report = measure(model, [r.name for r in chosen], Yardstick(shipped(), asked), progress)
             model = save_evidence(model, report)
-        write_text(folder / CARD, render(model))
-        model.with_evidence({})
+        write_pages(model)
     return Outcome(target, report)
 
 
-def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], checkpoint: Checkpoint) -> ModelFolder:
+def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], checkpoint: Checkpoint) -> Manifest:
     variants = {
         w.name: Variant(
             w.name, w.recipe, tuple(w.records), inspect_file(folder / graph_name(w.suffix)).least_onnxruntime
@@ -115,6 +123,13 @@ def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], c
     sources = {e.path for e in checkpoint.entries.values()} | {checkpoint.folder / "config.json"}
     source = {p.name: file_record(p).sha256 for p in sorted(sources)}
     ids = probe_ids_sha256(Tokenizer(folder, spec))
-    manifest = Manifest(name, featherbed.__version__, source, spec, variants, files, ids)
-    write_text(folder / "featherbed.json", dump(manifest.to_json()))
+    return Manifest(name, featherbed.__version__, source, spec, variants, files, ids)
+
+
+def _placed(folder: Path, manifest: Manifest, target: Path) -> ModelFolder:
+    """The folder with its manifest, which goes on with the history of the folder that it will replace."""
+    if (target / MANIFEST).is_file():
+        with suppress(ModelFolderError):  # one that cannot be read has no history to go on with
+            manifest = manifest.following(open_folder(target).manifest)
+    write_text(folder / MANIFEST, dump(manifest.to_json()))
     return ModelFolder(folder, manifest)
