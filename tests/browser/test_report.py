@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 
 from featherbed.check.page import page
 from featherbed.folder import open_folder
@@ -67,8 +67,8 @@ def shot(tab: Page, name: str, tmp_path: Path, height: int) -> Path:
     """The top of the page as a PNG, among the docs' pictures when that was asked for."""
     path = (IMAGES if os.environ.get(KEEP) else tmp_path) / name
     assert tab.viewport_size is not None
-    area = {"x": 0, "y": 0, "width": tab.viewport_size["width"], "height": height}
-    tab.screenshot(path=path, full_page=True, clip=area)  # type: ignore[arg-type]
+    area = FloatRect(x=0, y=0, width=tab.viewport_size["width"], height=height)
+    tab.screenshot(path=path, full_page=True, clip=area)
     return path
 
 

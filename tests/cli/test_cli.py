@@ -29,6 +29,7 @@ OPTIONS = {
     "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",
     "card": "--json",
     "report": "--json",
+    "push": "--variants --private --dry-run --json",
     "eval": "--variants --modes --corpus --queries --qrels --group --titles --no-titles --save --no-save --json",
     "tune": "--min --max --goal --trials --calibration --probe --json",
     "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",

@@ -10,7 +10,7 @@ import traceback
 import typer
 
 import featherbed
-from featherbed.cli import bench, build, card, embed, eval, inspect, report, tune, verify
+from featherbed.cli import bench, build, card, embed, eval, inspect, push, report, tune, verify
 
 DEFECT = 70  # sysexits.h: EX_SOFTWARE
 
@@ -31,6 +31,7 @@ for _verb, _command, _short in (
     ("tune", tune.command, "Search mixed precision, add the winner as tuned."),
     ("card", card.command, "Write the folder's README.md from its evidence."),
     ("report", report.command, "Write the folder's report.html from its evidence."),
+    ("push", push.command, "Model folder → Hub, what passed its gates."),
     ("embed", embed.command, "Files of texts → vectors."),
 ):
     app.command(_verb, short_help=_short)(_command)
