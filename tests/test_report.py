@@ -18,6 +18,7 @@ from featherbed.report import (
     AT_LEAST,
     AT_MOST,
     HINTS,
+    WITH,
     Gate,
     Metrics,
     Report,
@@ -46,6 +47,9 @@ GOOD = Metrics(
     not_finite=0,
     size_bytes=1000,
     reference_max_error=1e-6,
+    retrieval_top_1=0.8,
+    retrieval_ndcg_at_10=0.9,
+    retrieval_mrr_at_10=0.85,
 )
 KEYS = sorted(AT_LEAST | AT_MOST)
 
@@ -234,11 +238,11 @@ def test_what_is_not_finite_is_null_in_json(value: float) -> None:
     assert found["gates"][0]["bound"] == 0.98
 
 
-def test_json_has_every_metric_and_the_reference_only_where_it_was_measured() -> None:
+def test_json_has_every_metric_and_those_of_an_option_only_where_they_were_measured() -> None:
     with_reference = GOOD.to_json()
     assert with_reference == {**vars(GOOD), "worst": [], "invariance_max": GOOD.invariance_max}
-    without = replace(GOOD, reference_max_error=None).to_json()
-    assert with_reference.keys() - without.keys() == {"reference_max_error"}
+    without = replace(GOOD, **dict.fromkeys(WITH)).to_json()  # type: ignore[arg-type]
+    assert with_reference.keys() - without.keys() == WITH.keys()
 
 
 def test_a_reports_json_carries_its_probe_and_its_verdicts() -> None:

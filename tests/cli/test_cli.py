@@ -18,8 +18,8 @@ import pytest
 
 import featherbed
 from featherbed.cli import main
-from featherbed.run import embedder as embedder_room
 from featherbed.run import files
+from featherbed.run import windows as windows_room
 from tests.conftest import CALIBRATION, FIXTURES, upstream
 
 OPTIONS = {
@@ -319,7 +319,7 @@ def test_embed_of_no_texts_writes_no_vectors(run: Run, folders: dict[str, Path],
 
 @pytest.fixture
 def windows_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder_room, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 4)
 
 
 def numbered(path: Path, count: int) -> list[str]:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from featherbed.errors import EngineError, MissingError, ModelFolderError, OptionError, SpecError, TextError
 from featherbed.recipe import RECIPES
-from featherbed.run import embedder as embedder_room
+from featherbed.run import windows as windows_room
 from featherbed.run.batches import Batch, collate
 from featherbed.run.embedder import Embedder
 from featherbed.run.session import Memory
@@ -355,7 +355,7 @@ def test_similarity_with_a_row_of_zeros_is_zero(opened: Open) -> None:
 def test_more_texts_than_a_window_keep_their_order(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = opened("bert-cls", "fp32")
     whole = embedder.encode(TEXTS)
-    monkeypatch.setattr(embedder_room, "WINDOW_TEXTS", 7)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 7)
     told: list[tuple[int, int]] = []
     windowed = embedder.encode(TEXTS, progress=lambda _, done, total: told.append((done, total)))
     assert drift(windowed, whole) <= INVARIANCE
@@ -368,7 +368,7 @@ def test_more_texts_than_a_window_keep_their_order(opened: Open, monkeypatch: py
 def test_a_bad_item_is_named_by_its_place_among_all_texts(
     opened: Open, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    monkeypatch.setattr(embedder_room, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 4)
     items: list[Any] = ["rain"] * 7
     items[place] = None
     with pytest.raises(TextError, match=f"^text {place}: expected a string, found NoneType"):

@@ -20,6 +20,7 @@ import pytest
 from featherbed.errors import EngineError, OptionError, TextError
 from featherbed.run import embedder as room
 from featherbed.run import heap
+from featherbed.run import windows as windows_room
 from featherbed.run.batches import LONG_TOKENS, Batch, collate
 from featherbed.run.embedder import Embedder
 from featherbed.run.session import Memory
@@ -210,7 +211,7 @@ def test_a_stream_gives_what_encode_gives_in_its_order(
 ) -> None:
     embedder = opened("qwen3-tied", "fp32")
     expected = embedder.encode(TEXTS, prompt_name, truncate_dim=dim)
-    monkeypatch.setattr(room, "WINDOW_TEXTS", window)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", window)
     told: list[tuple[str, int, int]] = []
     pieces = list(embedder.stream(iter(TEXTS), prompt_name, truncate_dim=dim, progress=lambda *said: told.append(said)))
     assert [len(piece) for piece in pieces[:-1]] == [window] * (len(pieces) - 1)
@@ -221,8 +222,8 @@ def test_a_stream_gives_what_encode_gives_in_its_order(
 
 def test_a_window_of_long_texts_holds_fewer(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are taken until there are enough characters: one of any length is a window."""
-    monkeypatch.setattr(room, "WINDOW_TEXTS", 4)
-    monkeypatch.setattr(room, "WINDOW_CHARACTERS", 20)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(windows_room, "WINDOW_CHARACTERS", 20)
     texts = ["a" * 10, "b" * 9, "c" * 100, "", "d", "e", "f", "g", "h" * 20, "i"]
     embedder = opened("bert-mean", "int8")
     pieces = list(embedder.stream(texts))
@@ -251,7 +252,7 @@ def test_a_stream_of_nothing_gives_nothing(opened: Open) -> None:
 
 
 def test_a_stream_without_end_is_read_one_window_ahead(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "WINDOW_TEXTS", 5)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 5)
     embedder, read = opened("bert-mean", "int8"), list[int]()
 
     def endless() -> Iterator[str]:
@@ -273,7 +274,7 @@ def test_a_stream_without_end_is_read_one_window_ahead(opened: Open, monkeypatch
 def test_a_bad_text_late_in_a_stream_is_named_by_its_place_and_what_came_before_is_given(
     opened: Open, monkeypatch: pytest.MonkeyPatch, bad: Any, place: int
 ) -> None:
-    monkeypatch.setattr(room, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 4)
     embedder, before = opened("bert-mean", "int8"), busy()
     stream = embedder.stream([*TEXTS[:place], bad, *TEXTS[:9]])
     given: list[Vectors] = []
@@ -294,7 +295,7 @@ def test_a_stream_of_what_is_not_several_texts_is_a_text_error(opened: Open, tex
 
 
 def test_an_error_of_the_source_comes_through(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "WINDOW_TEXTS", 3)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 3)
     before = busy()
 
     def broken() -> Iterator[str]:
@@ -309,7 +310,7 @@ def test_an_error_of_the_source_comes_through(opened: Open, monkeypatch: pytest.
 
 
 def test_a_stream_closed_early_leaves_no_thread(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(windows_room, "WINDOW_TEXTS", 4)
     embedder, before = opened("qwen3-tied", "int8"), busy()
     for _ in range(3):
         stream: Any = embedder.stream(TEXTS)

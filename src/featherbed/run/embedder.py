@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
@@ -23,7 +21,8 @@ from featherbed.run.batches import LONG_TOKENS, Batch, batches
 from featherbed.run.pooling import check_mask, normalize, pool
 from featherbed.run.prompts import Prompts, Seen
 from featherbed.run.session import SMALL_NUMBERS, Engine, Memory, Session, require
-from featherbed.run.tokens import Tokenizer, Tokens, check_texts
+from featherbed.run.tokens import Tokenizer, check_texts
+from featherbed.run.windows import ahead, windows
 from featherbed.spec import Spec, read_spec
 
 Vectors = npt.NDArray[np.float32]
@@ -35,8 +34,6 @@ AUTO = "auto"
 PREFERENCE = ("int8", "int8-block", "fp32")  # fastest first, among variants that passed their gates
 QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")
 HEAD_START_S = 0.1  # tokenizers holds the interpreter while it reads; onnxruntime needs it only to begin
-PATIENCE_S = 1.0  # for a window to be tokenized; an interrupt is not to wait for standard input
-WINDOW_TEXTS, WINDOW_CHARACTERS = 2048, 2**20  # tokenized and sorted together: enough to fill batches
 
 
 @dataclass(frozen=True)
@@ -302,54 +299,6 @@ class Embedder:
                 remedy="leave it out for the whole vector",
             )
         return truncate_dim
-
-
-def windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists of WINDOW_TEXTS, fewer where they are long; a text of any length is taken.
-
-    Raises TextError, naming its place, on what is not text.
-    """
-    rows: list[str] = []
-    characters = 0
-    for place, text in enumerate(texts):
-        check_texts([text], place)
-        rows.append(text)
-        characters += len(text)
-        if len(rows) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
-            yield rows
-            rows, characters = [], 0
-    if rows:
-        yield rows
-
-
-def ahead(items: Iterator[Tokens]) -> Iterator[Tokens]:
-    """The same items, the next of them made in a thread while the last is used.
-
-    When the reader goes, the thread ends with the item it is at, or is left to itself: it may wait for input that
-    never comes.
-    """
-    made: queue.SimpleQueue[Tokens | BaseException | None] = queue.SimpleQueue()
-    turns, left = threading.Semaphore(1), threading.Event()
-
-    def make() -> None:
-        try:
-            while turns.acquire() and not left.is_set():
-                made.put(next(items, None))
-        except BaseException as error:  # carried over to the thread that reads
-            made.put(error)
-
-    thread = threading.Thread(target=make, name="featherbed-tokens", daemon=True)
-    thread.start()
-    try:
-        while (item := made.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            turns.release()
-            yield item
-    finally:
-        left.set()
-        turns.release()
-        thread.join(PATIENCE_S)
 
 
 def _side_by_side(jobs: list[tuple[Places, Job]], runs: int) -> Iterator[tuple[Places, Vectors]]:
