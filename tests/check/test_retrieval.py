@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featherbed.check.lexical import lexical, words
-from featherbed.check.retrieval import FUSION, dense, found, fused, measured, places
+from featherbed.check.retrieval import FUSION, dense, found, fused, hits, measured, places
 from featherbed.dataset import Search
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan]), min_size=2, max_size=6)
@@ -87,14 +87,16 @@ def test_similarities_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_fusion_adds_the_inverse_ranks_of_hits_only() -> None:
     near, said = np.asarray([0.9, 0.8, -0.1]), np.asarray([-np.inf, 3.0, -np.inf])
-    assert fused(near, said).tolist() == pytest.approx(
+    assert hits(said).tolist() == [1]
+    assert fused(3, hits(near), hits(said)).tolist() == pytest.approx(
         [1 / (FUSION + 1), 1 / (FUSION + 2) + 1 / (FUSION + 1), 1 / (FUSION + 3)]
     )
 
 
 def test_fusion_looks_at_a_hundred_of_each() -> None:
-    total = fused(np.linspace(1, 0, 150))
+    total = fused(150, hits(np.linspace(1, 0, 150)))
     assert (total > 0).sum() == 100
+    assert hits(np.asarray([math.nan, 0.5, -0.5])).tolist() == [1, 2]
 
 
 def plain_bm25(query: list[str], documents: list[list[str]]) -> list[float]:

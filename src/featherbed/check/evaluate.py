@@ -12,8 +12,8 @@ import numpy as np
 from featherbed.check.lexical import lexical
 from featherbed.check.machine import machine
 from featherbed.check.parity import cosines
-from featherbed.check.retrieval import Found, Vectors, dense, found, fused
-from featherbed.check.statistics import Floats, bootstrap, pearson, spearman
+from featherbed.check.retrieval import Found, Vectors, dense, found, fused, hits
+from featherbed.check.statistics import Floats, Places, bootstrap, pearson, spearman
 from featherbed.dataset import Pairs, Search
 from featherbed.errors import OptionError
 from featherbed.folder import ModelFolder
@@ -73,18 +73,25 @@ def described(search: Search) -> dict[str, Any]:
 def _searched(
     folder: ModelFolder, variants: Sequence[str], search: Search, modes: Sequence[str], progress: Progress
 ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-    by_words: list[Floats] = []
+    said: list[Places] = []  # by words, a query each
+
+    def remembered(scores: Iterator[Floats]) -> Iterator[Floats]:
+        for one in scores:
+            said.append(hits(one))
+            yield one
+
     if {LEXICAL, HYBRID} & set(modes):  # first: what is missing is said before hours of work
-        by_words = list(lexical(search.queries, search.documents, progress))
-    if LEXICAL in modes:
-        yield ("", LEXICAL), found(search, iter(by_words)).to_json()
+        figures = found(search, remembered(lexical(search.queries, search.documents, progress))).to_json()
+        if LEXICAL in modes:
+            yield ("", LEXICAL), figures
     for name in variants if {DENSE, HYBRID} & set(modes) else ():
         queries, documents, seconds = embedded(Embedder(folder.path, name), search, name, progress)
         chunks = {"chunks_per_s": len(documents) / seconds}
         if DENSE in modes:
             yield (name, DENSE), found(search, dense(queries, documents)).to_json() | chunks
         if HYBRID in modes:
-            both = (fused(near, said) for near, said in zip(dense(queries, documents), by_words, strict=True))
+            ranked = zip(dense(queries, documents), said, strict=True)
+            both = (fused(len(documents), hits(near), words) for near, words in ranked)
             yield (name, HYBRID), found(search, both).to_json() | chunks
 
 

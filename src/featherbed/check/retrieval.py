@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.check.statistics import Floats, mean_interval
+from featherbed.check.statistics import Floats, Places, mean_interval
 from featherbed.dataset import Search
 
 Vectors = npt.NDArray[np.float32]
@@ -44,16 +44,17 @@ def dense(queries: Vectors, documents: Vectors) -> Iterator[Floats]:
         yield from (queries[start : start + together] @ documents.T).astype(np.float64)
 
 
-def fused(*rankings: Floats) -> Floats:
-    """Reciprocal rank fusion of scores [D] each: Σ 1 / (60 + rank) over the first 100 of every ranking.
+def hits(scores: Floats) -> Places:
+    """The first hundred documents by ``scores`` [D], in their order; NaN and −∞ are no hits."""
+    ordered = np.argsort(-scores, kind="stable")[:FAR]  # NaN last
+    return np.asarray(ordered[scores[ordered] > -np.inf], np.int64)
 
-    NaN and −∞ are no hits.
-    """
-    total = np.zeros(len(rankings[0]))
-    for scores in rankings:
-        ordered = np.argsort(-scores, kind="stable")[:FAR]  # NaN last
-        hits = ordered[scores[ordered] > -np.inf]
-        total[hits] += 1 / (FUSION + 1 + np.arange(len(hits)))
+
+def fused(count: int, *rankings: Places) -> Floats:
+    """Reciprocal rank fusion: scores [``count``], the sums of 1 / (60 + rank) over the rankings' ``hits``."""
+    total = np.zeros(count)
+    for ranking in rankings:
+        total[ranking] += 1 / (FUSION + 1 + np.arange(len(ranking)))
     return total
 
 
@@ -67,7 +68,7 @@ def _judged(scores: Iterator[Floats], search: Search) -> Iterator[tuple[Floats, 
     return zip(scores, search.relevant, strict=True)
 
 
-def _whole(scores: Floats, wholes: npt.NDArray[np.int64]) -> Floats:
+def _whole(scores: Floats, wholes: Places) -> Floats:
     """Scores [D] of pieces → [W] of the wholes they belong to."""
     count = int(wholes.max()) + 1
     if count == len(wholes):
