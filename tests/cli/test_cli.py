@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -401,7 +402,10 @@ def test_an_interrupt_while_standard_input_is_silent_ends_the_run_and_leaves_not
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "featherbed.cli", "embed", str(folders["bert-mean"]), "-", "-o", "v.npy"]
-    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # a suite that was started in the background ignores interrupts, and so would its children
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stderr=pipe, preexec_fn=heed) as process:
         try:
             assert process.stdin
             process.stdin.write(b"rain " * 40_000 + b"\n")  # more than a pipe holds: written when it is being read
