@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,21 @@ from featherbed.recipe import RECIPES
 from tests.conftest import FIXTURES
 
 
-@pytest.fixture
-def verified(copied: Callable[[str], Path], tmp_path: Path) -> Path:
-    folder = copied("qwen3-tied")
-    probe = tmp_path / "texts.jsonl"
+@pytest.fixture(scope="module")
+def once(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with evidence, made once."""
+    root = tmp_path_factory.mktemp("evidence")
+    folder = Path(shutil.copytree(folders["qwen3-tied"], root / "model"))
+    probe = root / "texts.jsonl"
     probe.write_text("\n".join(json.dumps({"text": "rain " * n}) for n in range(1, 30)), "utf-8")
     featherbed.verify(folder, ["fp32", "int8", "q4"], probes=[probe], save=True)
     return folder
+
+
+@pytest.fixture
+def verified(once: Path, tmp_path: Path) -> Path:
+    """A private copy of it."""
+    return Path(shutil.copytree(once, tmp_path / "verified"))
 
 
 def test_the_same_evidence_gives_the_same_bytes(verified: Path) -> None:

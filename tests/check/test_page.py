@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -45,15 +46,23 @@ class Balanced(HTMLParser):
             assert self.open.pop() == tag
 
 
-@pytest.fixture
-def verified(copied: Callable[[str], Path], tmp_path: Path) -> Path:
-    folder = copied("bert-mean")
-    probe = tmp_path / "texts.jsonl"
+@pytest.fixture(scope="module")
+def once(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with evidence, made once."""
+    root = tmp_path_factory.mktemp("evidence")
+    folder = Path(shutil.copytree(folders["bert-mean"], root / "model"))
+    probe = root / "texts.jsonl"
     probe.write_text("\n".join(json.dumps({"text": f"<script>{'rain & ' * n}"}) for n in range(1, 20)), "utf-8")
     featherbed.verify(folder, ["fp32", "int8", "q4"], probes=[probe], save=True)
     featherbed.bench(folder, ["fp32", "int8"], Load(tokens=8, batch=1, rounds=1), save=True)
     (folder / "reports" / "tune.json").write_text(json.dumps({"harms": HARMS}), "utf-8")
     return folder
+
+
+@pytest.fixture
+def verified(once: Path, tmp_path: Path) -> Path:
+    """A private copy of it."""
+    return Path(shutil.copytree(once, tmp_path / "verified"))
 
 
 def test_the_page_is_whole_html_that_fetches_and_runs_nothing(verified: Path) -> None:
