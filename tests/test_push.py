@@ -212,6 +212,7 @@ def test_a_folder_whose_gates_fail_is_refused(verified: Path, hub: Hub, command:
     assert done.returncode == 2
     assert "int8-dynamic failed" in done.stderr
     assert "not verified" in done.stderr
+    assert "--variants fp32,int8,int8-block" in done.stderr
     assert hub.made == []
     with pytest.raises(ModelFolderError, match="int8-dynamic failed"):
         push(verified, NAME, ["int8", "int8-dynamic"], dry_run=True)

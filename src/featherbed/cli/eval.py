@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def command(
     folder: Folder,
     datasets: Annotated[
-        list[Path], typer.Argument(help="Folders in BEIR's shape, or files of rated pairs.", metavar="DATASET…")
+        list[Path], typer.Argument(help="Folders in BEIR's shape, or files of rated pairs.", metavar="DATASET")
     ],
     variants: Names = "",
     modes: Annotated[str, typer.Option(help="How to search: dense, lexical, hybrid.", metavar="A,B")] = "dense",

@@ -68,13 +68,14 @@ def _check_gates(model: ModelFolder, names: Sequence[str]) -> None:
     failed = [one for one in names if model.manifest.variants[one].passed is False]
     unknown = [one for one in names if model.manifest.variants[one].passed is None]
     if failed or unknown:
+        good = ",".join(name for name, one in model.manifest.variants.items() if one.passed)
         said = [f"{', '.join(failed)} failed"] if failed else []
         said += [f"{', '.join(unknown)} not verified"] if unknown else []
         raise ModelFolderError(
             f"{model.path}",
             expected="variants that passed their gates",
             found="; ".join(said),
-            remedy="verify with --save, or choose others with --variants",
+            remedy="verify with --save" + (f", or push those that did: --variants {good}" if good else ""),
         )
 
 
