@@ -119,24 +119,28 @@ def hub() -> Iterator[Hub]:
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def surroundings(url: str, cache: Path) -> dict[str, str]:
+    """The environment of a process whose Hub is at ``url``, with none of the user's own settings."""
+    inherited = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HTTP"))}
+    return inherited | {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
 @pytest.fixture
 def client(hub: Hub, tmp_path: Path) -> Run:
     """Runs a line of Python in a process of its own, whose Hub is ours and whose cache is empty at first."""
 
     def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "work").mkdir(exist_ok=True)
-        inherited = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HTTP"))}
-        own = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            env={**inherited, **own, **environment},
+            env=surroundings(hub.url, tmp_path / "cache") | environment,
             cwd=tmp_path / "work",
             capture_output=True,
             text=True,

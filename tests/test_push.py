@@ -6,7 +6,6 @@ import base64
 import hashlib
 import http.server
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import featherbed
 from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import open_folder
 from featherbed.pipeline.push import push
+from tests.test_hub import surroundings
 
 NAME = "owner/small-onnx"
 OLD = {"onnx/model_old.onnx": b"old", "reports/old.json": b"{}", "notes.txt": b"mine"}
@@ -131,19 +131,9 @@ def command(hub: Hub, tmp_path: Path) -> Run:
     """The command line in a process of its own, whose Hub is ours."""
 
     def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HTTP"))}
-        own = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_TOKEN": "hf_of_a_test",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
         return subprocess.run(
             [sys.executable, "-m", "featherbed.cli", "push", *map(str, words)],
-            env={**inherited, **own, **environment},
+            env=surroundings(hub.url, tmp_path / "cache") | {"HF_TOKEN": "hf_of_a_test"} | environment,
             capture_output=True,
             text=True,
             check=False,

@@ -191,13 +191,15 @@ class ModelFolder:
         return self._written(replace(m, variants=variants, files=files))
 
     def without(self, name: str) -> ModelFolder:
-        """This folder with a variant gone from its manifest, written to disk; its files stay."""
+        """This folder with a variant and its evidence gone, written to disk; its graph's files stay."""
         m = self.manifest
-        gone = m.variants[name].files if name in m.variants else ()
+        gone = (*(m.variants[name].files if name in m.variants else ()), f"{REPORTS}/{name}.json")
         variants = {k: v for k, v in m.variants.items() if k != name}
         files = {k: record for k, record in m.files.items() if k not in gone}
         history = (*m.history, m.change(name)) if name in m.variants else m.history
-        return self._written(replace(m, variants=variants, files=files, history=history))
+        left = self._written(replace(m, variants=variants, files=files, history=history))
+        self.report_path(name).unlink(missing_ok=True)  # speed and retrieval were of those files, not of the next ones
+        return left
 
     def adding(self, variant: Variant) -> ModelFolder:
         """This folder with a variant whose files lie in it, written to disk; config.json is taken down anew."""

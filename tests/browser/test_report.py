@@ -1,5 +1,8 @@
 """The report in a real browser: light, dark, on a phone and printed, of the committed evidence of all-MiniLM-L6-v2.
 
+The evidence is what featherbed wrote; by hand are the model's name and the folder before "en.dev.jsonl", and tune.json
+is of another build of the same model.
+
 make browser        these tests; needs Chromium
 make screenshots    the same, and docs/img/report-*.png anew
 """

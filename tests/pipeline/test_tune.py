@@ -40,6 +40,9 @@ def benches_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_winner_is_the_smallest_within_the_bounds_and_becomes_a_variant(folder: Path, few: Path) -> None:
+    stale = {"variant": "tuned", "bench": {"tokens_per_s": 1}, "eval": {"x": {}}}  # of an earlier winner's files
+    (folder / "reports").mkdir(exist_ok=True)
+    (folder / "reports" / "tuned.json").write_text(json.dumps(stale), "utf-8")
     found = tune(folder, minimum=["cos_min=0.9"], trials=5, calibration=few, probes=[few])
     assert found.winner is not None
     held = {key: f["size_mb"] for key, f in found.trials.items() if f["cos_min"] >= 0.9}
@@ -52,6 +55,7 @@ def test_the_winner_is_the_smallest_within_the_bounds_and_becomes_a_variant(fold
     assert variant.recipe["calibration"]["name"] == few.name
     assert not (folder / "tune.work").exists()
     assert found.picture.is_file()
+    assert not {"bench", "eval"} & json.loads((folder / "reports" / "tuned.json").read_text("utf-8")).keys()
     evidence = json.loads((folder / "reports" / "tune.json").read_text("utf-8"))
     assert evidence["winner"] == found.winner
     assert evidence["front"] == found.front

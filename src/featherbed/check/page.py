@@ -267,6 +267,8 @@ def _machines(reports: Reports) -> Iterator[str]:
                 f"speed and memory in batches of {load['batch']} × {load['tokens']} tokens, median of {load['rounds']}"
             )
             lines.setdefault(f"{said} rounds, {described_machine(one['bench']['machine'])}", []).append(name)
+        for dataset, kept in one.get("eval", {}).items():
+            lines.setdefault(f"{dataset}, {described_machine(kept['machine'])}", []).append(name)
     for line, names in lines.items():
         yield f"<b>{escape(', '.join(names))}</b>: {escape(line)}."
     if not lines:
