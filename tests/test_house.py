@@ -18,11 +18,19 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
     "torch": {"make/export.py", "check/reference.py"},
     "transformers": {"check/reference.py"},
     "onnxruntime": {"run/session.py", "run/prepack.py"},  # prepack.py has it lay weights out, in a process of its own
-    "huggingface_hub": {"hub.py"},
-    **{network: {"hub.py"} for network in ("httpx", "requests", "urllib", "socket", "http", "aiohttp")},
+    "huggingface_hub": {"hub/client.py"},
+    **{network: {"hub/client.py"} for network in ("httpx", "requests", "urllib", "socket", "http", "aiohttp")},
+    "filelock": {"hub/store.py"},
     "fastapi": {"serve/"},
     "tokenizers": {"run/tokens.py"},
-    "onnx": {"make/write.py", "make/read.py", "check/inspect.py", "run/derive.py", "run/prepack.py"},
+    "onnx": {
+        "make/write.py",
+        "make/read.py",
+        "make/relocate.py",
+        "check/inspect.py",
+        "run/derive.py",
+        "run/prepack.py",
+    },
     "rich": {"progress.py", "cli/"},
     "typer": {"cli/"},
     "psutil": {"check/memory.py"},
@@ -32,7 +40,8 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
     "yaml": {"origin.py", "check/front_matter.py"},
 }
 LATE = {"run/prepack.py": {"onnx", "featherbed.run.derive"}}  # loaded where a graph is taken apart, by no other session
-ENVIRONMENT = {"run/prepack.py": "default_cache"}  # the one function of a room that may read it, and only when called
+# the one function of a room that may read it, and only when called
+ENVIRONMENT = {"run/prepack.py": "default_cache", "hub/client.py": "default_root"}
 LIMIT_LINES = 400
 
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from featherbed.errors import FeatherbedError
     from featherbed.pipeline.build import build
     from featherbed.pipeline.evaluate import evaluate
+    from featherbed.pipeline.ready import Embedder
     from featherbed.pipeline.tune import tune
     from featherbed.pipeline.verify import verify
-    from featherbed.run.embedder import Embedder
 
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "Embedder": "run.embedder",
+    "Embedder": "pipeline.ready",
     "FeatherbedError": "errors",
     "bench": "check.bench",
     "build": "pipeline.build",

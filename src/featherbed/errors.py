@@ -8,6 +8,8 @@ FeatherbedError
 │   ├── SpecError             the files that describe a model are silent or disagree
 │   ├── TokenizerError        tokenizer.json is missing or unusable
 │   ├── ModelFolderError      a model folder lacks a file, or a file is not the one in the manifest
+│   ├── HubError              a Hub id is not there, not ours to see, or not what it said it is
+│   │   └── UnreachableError  the Hub cannot be asked: offline, no connection, a server that is busy
 │   ├── TextError             a text, a prompt or a file of texts cannot be embedded
 │   ├── ProbeError            a file of probe texts cannot be read
 │   └── DatasetError          a folder or file to evaluate on cannot be read
@@ -63,6 +65,14 @@ class TokenizerError(InputError):
 
 class ModelFolderError(InputError):
     """A model folder lacks a file, or a file is not the one its manifest names."""
+
+
+class HubError(InputError):
+    """A Hub id is not there or not ours to see, or what came is not what the Hub said it is."""
+
+
+class UnreachableError(HubError):
+    """The Hub cannot be asked now: offline mode, no connection, a server that is busy."""
 
 
 class TextError(InputError):

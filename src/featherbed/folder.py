@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -103,6 +103,14 @@ class Manifest:
         first = self.variants[variant].files[-1]  # the sidecar, where there is one: the weights
         today = datetime.now(UTC).date().isoformat()
         return Change(today, variant, self.version, self.size_bytes(variant), self.files[first].sha256)
+
+    def without(self, names: Collection[str]) -> Manifest:
+        """This manifest with variants gone, and with the records of files and evidence that only they had."""
+        variants = {name: one for name, one in self.variants.items() if name not in names}
+        used = {file for one in variants.values() for file in one.files}
+        gone = {file for name in names for file in (*self.variants[name].files, f"{REPORTS}/{name}.json")} - used
+        files = {file: record for file, record in self.files.items() if file not in gone}
+        return replace(self, variants=variants, files=files)
 
     def following(self, old: Manifest) -> Manifest:
         """This manifest with the history of an older one, and with those of its variants that are not the same here."""
@@ -270,7 +278,12 @@ def open_folder(path: Path) -> ModelFolder:
             found="no such folder" if not path.exists() else f"no {MANIFEST}",
             remedy="make one with `featherbed build CHECKPOINT`",
         )
-    raw = read_json(path / MANIFEST, ModelFolderError)
+    return ModelFolder(path, read_manifest(path / MANIFEST))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file. Raises ModelFolderError on another format, or one that names files outside its folder."""
+    raw = read_json(path, ModelFolderError)
     try:
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']!r}, where this version reads {FORMAT}")
@@ -284,19 +297,18 @@ def open_folder(path: Path) -> ModelFolder:
         for name in [*files, *(f for v in variants.values() for f in v.files)]:
             if not _inside(name):
                 raise ValueError(f"the path {name!r}, which leaves the folder")
-        manifest = Manifest(
+        return Manifest(
             str(raw["name"]), str(raw["featherbed"]), dict(raw["source"]), Spec.from_json(raw["spec"]), variants, files,
             str(raw.get("token_ids_sha256", "")), Origin.from_json(raw.get("origin", {})),
             tuple(_change(one) for one in raw.get("history", ())),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelFolderError(
-            f"{path / MANIFEST}",
+            f"{path}",
             expected="a manifest of ours",
             found=f"{type(error).__name__}: {error}",
             remedy="build the folder again with this version",
         ) from error
-    return ModelFolder(path, manifest)
 
 
 def _change(raw: dict[str, Any]) -> Change:

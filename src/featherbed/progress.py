@@ -15,6 +15,11 @@ def silent(stage: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 
+def _short(count: int) -> str:
+    """A count as it fits beside a bar: millions are enough of bytes."""
+    return f"{count / 1e6:.1f}M" if count >= 10**6 else f"{count}"
+
+
 @contextmanager
 def bar() -> Iterator[Progress]:
     """Bars on standard error, one a stage, for as long as the context lasts."""
@@ -33,7 +38,7 @@ def bar() -> Iterator[Progress]:
     tasks: dict[str, TaskID] = {}
 
     def advance(stage: str, done: int, total: int) -> None:
-        share, amount = (f"{100 * done // total}%", f"{done}/{total}") if total else ("", f"{done}")
+        share, amount = (f"{100 * done // total}%", f"{_short(done)}/{_short(total)}") if total else ("", _short(done))
         if stage not in tasks:
             bars.start()  # with the first bar: an error before it then stands alone on its line
             tasks[stage] = bars.add_task(stage, total=None, share=share, amount=amount)

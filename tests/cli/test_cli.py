@@ -30,7 +30,11 @@ OPTIONS = {
     "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",
     "card": "--json",
     "report": "--json",
-    "push": "--variants --private --dry-run --json",
+    "pull": "--variants -o --out --dry-run --json",
+    "prune": "--keep --force --dry-run --json",
+    "list": "--json",
+    "doctor": "--mend --json",
+    "push": "--variants --weights --private --dry-run --json",
     "eval": "--variants --modes --corpus --queries --qrels --group --titles --no-titles --save --no-save --json",
     "tune": "--min --max --goal --trials --calibration --probe --json",
     "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
@@ -43,7 +47,7 @@ METRICS = (
 GATES = {"not_finite", "cos_min", "invariance_max", "unit_norm_max_error", "pooling_max_error"}
 SPEEDS = "tokens_per_s texts_per_s latency_p50_ms latency_p95_ms load_s rss_mib rss_private_mib rss_peak_mib size_bytes"
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "tokenizers", "huggingface_hub", "safetensors")
-BAR = re.compile(r" (\d+% +\d+/\d+|\d+) +\d+:\d\d:\d\d$")  # of a known number, or of nobody knows how many
+BAR = re.compile(r" (\d+% +[\d.]+M?/[\d.]+M?|[\d.]+M?) +\d+:\d\d:\d\d$")  # of how many, where anybody knows
 PROBE = [
     {"anchor": "rain", "positive": "Rain fell all night.", "negative": "a fox"},
     {"text": "The quick brown fox jumps over the lazy dog."},
@@ -136,8 +140,8 @@ def test_the_whole_river_runs_and_each_last_line_is_one_document(tmp_path: Path,
     few = ("--calibration", CALIBRATION)
     built = spawn("build", FIXTURES / "bert-mean", "-o", folder, "--variants", "fp32,int8,q4", *few, "--json")
     assert (built.code, built.complaints) == (0, [])
-    assert list(built.document) == ["folder", "passed", "probe", "variants", "gates"]
-    assert built.document["folder"] == str(folder)
+    assert list(built.document) == ["folder", "built", "passed", "probe", "variants", "gates"]
+    assert (built.document["folder"], built.document["built"]) == (str(folder), True)
     check_report(built.document, ["fp32", "int8", "q4"], gates)
 
     verified = spawn("verify", folder, "--json")
@@ -210,7 +214,7 @@ def test_a_build_that_is_not_verified_has_no_verdict(run: Run, tmp_path: Path) -
     folder = tmp_path / "small"
     outcome = run("build", FIXTURES / "bert-cls", "-o", folder, "--no-verify", "--variants", " fp32, q4 ", "--json")
     assert outcome.code == 0
-    assert outcome.document == {"folder": str(folder), "passed": None}
+    assert outcome.document == {"folder": str(folder), "built": True, "passed": None}
     variants = json.loads((folder / "featherbed.json").read_text("utf-8"))["variants"]
     assert {name: v["passed"] for name, v in variants.items()} == {"fp32": None, "q4": None}
 
@@ -453,6 +457,15 @@ FAULTS = {
     "an unknown variant to verify": ("verify {folder} --variants int9", "expected one of fp32, int8"),
     "an unknown variant to bench": ("bench {folder} --tokens 16 --variants int9", "expected one of fp32, int8"),
     "an unknown variant to embed": ("embed {folder} {texts} -o {tmp}/v.npy --variant int9", "expected one of fp32"),
+    "an unknown variant to keep": ("prune {folder} --keep int9", "expected one of fp32, int8"),
+    "no variant to keep": ("prune {folder} --keep ,", "name at least one"),
+    "a list without fp32": ("prune {folder} --keep int8,q4", "add fp32 to --keep, or lose it with --force"),
+    "no place for weights": ("push {folder} me/m --weights here", "expected as-built, inside, beside"),
+    "no model folder to prune": ("prune {tmp} --keep fp32", "no featherbed.json"),
+    "a path to pull": ("pull {folder}", "expected owner/name or owner/name@revision, found a path that is here"),
+    "no id to pull": ("pull {tmp}/absent", "expected owner/name or owner/name@revision, found something else"),
+    "no model folder to choose of": ("doctor {tmp}", "no featherbed.json"),
+    "nothing to choose of": ("doctor {tmp}/absent", "expected a model folder with featherbed.json, found no such"),
     "an unknown metric": ("verify {folder} --gate speed=1", "found an unknown metric"),
     "a bound that is no number": ("verify {folder} --gate cos_min=high", "found the bound 'high'"),
     "no probe": ("verify {folder} --probe {tmp}/absent.jsonl", "expected a file of JSON lines"),

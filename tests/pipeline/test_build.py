@@ -137,3 +137,15 @@ def test_a_variant_that_looks_at_no_activations_needs_no_texts(tmp_path: Path, m
     featherbed.build(FIXTURES / "bert-cls", tmp_path / "m", ["q4", "int8-dynamic"], check=False)
     with pytest.raises(ProbeError):
         featherbed.build(FIXTURES / "bert-cls", tmp_path / "n", ["int8"], check=False)
+
+
+def test_what_a_checkpoints_config_says_of_its_own_graphs_is_not_said_of_ours(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = checkpoint("bert-cls")
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    said = {"transformers.js_config": {"use_external_data_format": True}}
+    (source / "config.json").write_text(json.dumps(config | said), "utf-8")
+    folder = featherbed.build(source, tmp_path / "m", ["fp32", "q4"], check=False).folder
+    found = json.loads((folder / "config.json").read_text("utf-8"))
+    assert found["transformers.js_config"]["use_external_data_format"] == {}

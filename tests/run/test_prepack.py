@@ -810,3 +810,129 @@ def test_a_graph_without_a_sentence_embedding_still_gives_its_hidden_states(
     found_hidden, plain = (Session(tmp_path / "foreign.onnx", Engine(1, memory=m)).hidden(BATCH) for m in memories)
     assert np.abs(found_hidden - plain).max() <= ROUNDING * np.abs(plain).max()
     assert len(made) <= 1
+
+
+def the_entry(cache: Path) -> prepack.Entry:
+    """The only entry of a cache, as it lies there."""
+    (entry,) = prepack.entries(cache)
+    return entry
+
+
+def test_entries_say_of_which_file_how_large_and_when_last_used(
+    folders: dict[str, Path], source: Path, cache: Path, tmp_path: Path, made: list[str]
+) -> None:
+    other = Path(shutil.copy(folders["bert-cls"] / "onnx" / "model_int8.onnx", tmp_path / "other.onnx"))
+    expected = {found(path, cache): path for path in (source, other)}
+    assert len(made) == 2
+    entries = list(prepack.entries(cache))
+    assert [entry.folder for entry in entries] == sorted(expected)
+    for entry in entries:
+        assert (entry.source, entry.fault) == (str(expected[entry.folder]), "")
+        assert entry.size_bytes == sum(path.stat().st_size for path in entry.folder.iterdir())
+        assert entry.used == (entry.folder / "entry.json").stat().st_mtime
+
+
+def test_an_entry_was_last_used_when_a_session_found_it(source: Path, cache: Path, made: list[str]) -> None:
+    folder = found(source, cache)
+    os.utime(folder / "entry.json", (10**9, 10**9))
+    assert the_entry(cache).used == 10**9
+    assert found(source, cache) == folder
+    assert the_entry(cache).used > 10**9
+    assert len(made) == 1
+
+
+def test_a_cache_that_cannot_be_noted_in_is_used_all_the_same(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]
+) -> None:
+    """As one that is another user's."""
+    folder = found(source, cache)
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert found(source, cache) == folder
+    assert len(made) == 1
+
+
+def test_there_are_no_entries_in_an_empty_cache_or_in_none(cache: Path) -> None:
+    assert list(prepack.entries(cache)) == []
+    cache.mkdir()
+    (cache / "notes.txt").write_text("mine")
+    (cache / ".new-1").mkdir()  # somebody is making one
+    assert list(prepack.entries(cache)) == []
+
+
+@pytest.mark.usefixtures("made")
+def test_an_entry_whose_file_is_gone_is_useless(source: Path, cache: Path) -> None:
+    found(source, cache)
+    source.unlink()
+    entry = the_entry(cache)
+    assert (entry.source, entry.fault) == (str(source), "its model is gone")
+
+
+@pytest.mark.usefixtures("made")
+def test_an_entry_of_another_onnxruntime_or_cpu_is_useless(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(source, cache)
+    for name, value in (
+        ("ort", SimpleNamespace(__version__="1.30.9")),
+        ("cpu", lambda: ("another one", frozenset({"avx2"}))),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepack, name, value)
+            assert the_entry(cache).fault == "another onnxruntime or CPU made it"
+    assert the_entry(cache).fault == ""
+    source.unlink()
+    monkeypatch.setattr(prepack, "cpu", lambda: ("another one", frozenset({"avx2"})))
+    assert the_entry(cache).fault == "another onnxruntime or CPU made it"
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("damage", ["a byte", "a cut", "a file that is gone", "a file list that is none"])
+def test_an_entry_whose_files_are_others_is_damaged(source: Path, cache: Path, damage: str) -> None:
+    folder = found(source, cache)
+    path = folder / "engine.data"
+    raw = path.read_bytes()
+    if damage == "a byte":
+        path.write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
+    elif damage == "a cut":
+        path.write_bytes(raw[:-1])
+    elif damage == "a file that is gone":
+        path.unlink()
+    else:
+        entry = json.loads((folder / "entry.json").read_text("utf-8"))
+        (folder / "entry.json").write_text(json.dumps(entry | {"files": ["engine.data"]}))
+    entry_there = the_entry(cache)
+    assert (entry_there.source, entry_there.fault) == (str(source), prepack.DAMAGED)
+    assert found(source, cache) == folder  # made anew
+    assert the_entry(cache).fault == ""
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "null", "3", '"entry"', "{}", '{"source": "model.onnx"}', "\x00\x01"]
+)
+def test_an_entry_that_does_not_say_what_it_is_of_is_useless(source: Path, cache: Path, text: str | None) -> None:
+    folder = found(source, cache)
+    if text is None:
+        (folder / "entry.json").unlink()
+    else:
+        (folder / "entry.json").write_text(text)
+    entry = the_entry(cache)
+    assert (entry.folder, entry.source) == (folder, "")
+    assert entry.fault not in ("", prepack.DAMAGED)  # nothing is wrong with it, it only is of no use
+    assert entry.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert entry.used == folder.stat().st_mtime
+
+
+def test_an_entry_that_remembers_an_unfit_file_is_no_fault(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intercept(monkeypatch, unfit)
+    assert prepack.prepacked(source, cache) is None
+    entry = the_entry(cache)
+    assert (entry.source, entry.fault) == (str(source), "")
+    source.unlink()
+    assert the_entry(cache).fault == "its model is gone"

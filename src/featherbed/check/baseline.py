@@ -21,8 +21,12 @@ ROOM = {"cos_mean": 1e-4, "cos_p1": 1e-3, "cos_min": 2e-3, "spearman": 1e-3, "ne
 
 def kind() -> str:
     """This machine's kind of CPU: the architecture, and the flags that decide which kernels run."""
-    here = machine()
-    return ", ".join([here["system"].split()[-1], *here["flags"]])
+    return kind_of(machine())
+
+
+def kind_of(known: dict[str, Any]) -> str:
+    """The kind of CPU of a machine as ``machine`` and reports describe it."""
+    return ", ".join([known["system"].split()[-1], *known["flags"]])
 
 
 def baseline_gates(path: Path, variants: Iterable[str]) -> dict[str, tuple[Gate, ...]]:

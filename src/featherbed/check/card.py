@@ -13,6 +13,7 @@ from featherbed.check.usage import usage
 from featherbed.errors import ModelFolderError
 from featherbed.folder import CARD, ModelFolder, open_folder, write_text
 from featherbed.origin import Origin
+from featherbed.recipe import REFERENCE
 from featherbed.spec import read_json
 
 MB = 1e6
@@ -177,7 +178,9 @@ def _probe_note(reports: dict[str, dict[str, Any]]) -> str:
         error = report.get("metrics", {}).get("reference_max_error")
         if error is not None:
             notes.append(f"`{name}` differs from upstream's PyTorch model by at most {scientific(error)} a component.")
-    return intro + " ".join(notes) + " Repeat it with `featherbed verify`.\n"
+    here = REFERENCE in reports
+    again = "Repeat it with `featherbed verify`." if here else "`fp32` is not in this folder: build it to repeat it."
+    return f"{intro}{' '.join(notes)} {again}\n"
 
 
 def described_machine(m: dict[str, Any]) -> str:

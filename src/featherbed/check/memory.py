@@ -1,4 +1,4 @@
-"""Memory of this process, split into what is its own and what is mapped from files."""
+"""Memory: of this process, split into what is its own and what is mapped from files; of this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 import psutil
 
 MIB = 2**20
+
+
+def available_mib() -> float:
+    """Memory that programs can still have without anything being swapped out."""
+    return float(psutil.virtual_memory().available / MIB)
+
+
+def total_mib() -> float:
+    """Memory of this machine."""
+    return float(psutil.virtual_memory().total / MIB)
 
 
 def memory_mib() -> dict[str, float]:

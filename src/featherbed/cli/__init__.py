@@ -10,7 +10,22 @@ import traceback
 import typer
 
 import featherbed
-from featherbed.cli import bench, build, card, embed, eval, inspect, push, report, tune, verify
+from featherbed.cli import (
+    bench,
+    build,
+    card,
+    doctor,
+    embed,
+    eval,
+    inspect,
+    list,
+    prune,
+    pull,
+    push,
+    report,
+    tune,
+    verify,
+)
 
 DEFECT = 70  # sysexits.h: EX_SOFTWARE
 
@@ -31,6 +46,10 @@ for _verb, _command, _short in (
     ("tune", tune.command, "Search mixed precision, add the winner as tuned."),
     ("card", card.command, "Write the folder's README.md from its evidence."),
     ("report", report.command, "Write the folder's report.html from its evidence."),
+    ("pull", pull.command, "Hub → cache: what is needed, every byte compared."),
+    ("prune", prune.command, "Take variants out of a folder, free their files."),
+    ("list", list.command, "What is in the caches, how large, when last used."),
+    ("doctor", doctor.command, "This machine, the variant for it, what is broken."),
     ("push", push.command, "Model folder → Hub, what passed its gates."),
     ("embed", embed.command, "Files of texts → vectors."),
 ):

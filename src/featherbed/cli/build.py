@@ -53,10 +53,11 @@ def command(
         )
     report = outcome.report
     if as_json:
-        print_json({"folder": str(outcome.folder), **(report.to_json() if report else {"passed": None})})
+        known = report.to_json() if report else {"passed": None}
+        print_json({"folder": str(outcome.folder), "built": outcome.made, **known})
     else:
         if report:
             print_report(report)
-        typer.echo(f"built {outcome.folder}")
+        typer.echo(f"{'built' if outcome.made else 'not built, its variants were ready:'} {outcome.folder}")
     if report and not report.passed:
         raise typer.Exit(1)

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 import featherbed
-from featherbed.cli.options import Folder, JsonFlag, PoolSize, Provider, Threads, print_json
+from featherbed.cli.options import JsonFlag, Model, PoolSize, Provider, Threads, print_json
 from featherbed.progress import bar
 
 
 def command(
-    folder: Folder,
+    folder: Model,
     inputs: Annotated[list[str], typer.Argument(help="Files: .txt, .jsonl, .csv; - is standard input.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .npy, .jsonl or .parquet.")],
     variant: Annotated[
@@ -40,9 +40,15 @@ def command(
 
     check_output(out)
     check_inputs(inputs)
-    model = featherbed.Embedder(
-        folder, variant, threads=threads or None, pool_size=pool_size or None, provider=provider
-    )
+    with bar() as progress:
+        model = featherbed.Embedder(
+            folder,
+            variant,
+            threads=threads or None,
+            pool_size=pool_size or None,
+            provider=provider,
+            progress=progress,
+        )
     width = model.spec.dim if dim is None else dim
     waiting: deque[str] = deque()  # texts that were read, and have no vector yet
 

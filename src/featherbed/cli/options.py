@@ -11,6 +11,7 @@ import typer
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
 Folder = Annotated[Path, typer.Argument(help="A model folder.", metavar="DIR")]
+Model = Annotated[str, typer.Argument(help="A model folder, or a Hub id: owner/name[@revision].", metavar="DIR")]
 Names = Annotated[
     str, typer.Option("--variants", help="Comma-separated variants; all of the folder by default.", metavar="A,B")
 ]

@@ -13,6 +13,9 @@ def command(
     folder: Folder,
     name: Annotated[str, typer.Argument(help="A Hub id: owner/name.", metavar="ID")],
     variants: Names = "",
+    weights: Annotated[
+        str, typer.Option(help="Where weights lie there: as-built, inside the .onnx, or beside it.", metavar="PLACE")
+    ] = "as-built",
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go; do not go to the Hub.")] = False,
     as_json: JsonFlag = False,
@@ -23,8 +26,9 @@ def command(
     HF_TOKEN, HF_ENDPOINT.
     """
     from featherbed.pipeline.push import push
+    from featherbed.pipeline.stage import parse_weights
 
-    pushed = push(folder, name, names(variants), private=private, dry_run=dry_run)
+    pushed = push(folder, name, names(variants), weights=parse_weights(weights), private=private, dry_run=dry_run)
     if as_json:
         print_json({"files": pushed.files, "commit": pushed.address or None})
         return

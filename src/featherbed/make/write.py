@@ -1,4 +1,4 @@
-"""A graph into an .onnx file and its sidecar, tensor by tensor; the only room that knows external data.
+"""A graph into an .onnx file and its sidecar, tensor by tensor; how external data is laid out is known here only.
 
 Offsets follow from shapes alone, so the sidecar is written front to back, block by block, hashed on the
 way, and no weight outlives its turn.
@@ -30,10 +30,10 @@ AHEAD = 3  # blocks read before they are written: 16 MB each
 Advance = Callable[[int], None]
 
 
-class _Sink:
+class Sink:
     """A file that counts and hashes what goes through it, and syncs before it closes."""
 
-    def __init__(self, path: Path, advance: Advance) -> None:
+    def __init__(self, path: Path, advance: Advance = lambda _: None) -> None:
         self.path = path
         self._file = path.open("wb")
         self._hash = hashlib.sha256()
@@ -41,18 +41,26 @@ class _Sink:
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> None:
+        """Take these bytes."""
         self._file.write(data)
         self._hash.update(data)
         self.size += len(data)
         self._advance(len(data))
 
+    def to_next_page(self) -> int:
+        """Zeros up to where a tensor of a sidecar may begin; that place, in bytes from the file's start."""
+        self.write(bytes(-self.size % SIDECAR_ALIGN))
+        return self.size
+
     def close(self) -> FileRecord:
+        """What was written; from here on it survives a power cut."""
         with self._file:  # closed even when the disk fails here
             self._file.flush()
             os.fsync(self._file.fileno())
         return FileRecord(self._hash.hexdigest(), self.size)
 
     def abandon(self) -> None:
+        """Close after a failure."""
         self._file.close()
 
 
@@ -75,7 +83,7 @@ def write_graph(
         else:
             places = {}
         model = _model(graph, metadata, places, sidecar.name)
-        sink = _Sink(path, (lambda _: None) if split else advance)
+        sink = Sink(path, (lambda _: None) if split else advance)
         try:
             sink.write(model.SerializeToString(deterministic=True))
         except BaseException:
@@ -147,13 +155,12 @@ def ahead(weights: list[Weight]) -> Iterator[tuple[Weight, Array]]:
 
 def _write_sidecar(graph: Graph, path: Path, advance: Advance) -> tuple[dict[str, int], FileRecord]:
     places: dict[str, int] = {}
-    sink = _Sink(path, advance)
+    sink = Sink(path, advance)
     try:
         external = [w for w in graph.weights.values() if w.size_bytes >= SIDECAR_LEAST_BYTES]
         for weight, block in ahead(external):
             if weight.name not in places:
-                sink.write(bytes(-sink.size % SIDECAR_ALIGN))
-                places[weight.name] = sink.size
+                places[weight.name] = sink.to_next_page()
             sink.write(block.data.cast("B"))
     except BaseException:
         sink.abandon()
@@ -161,13 +168,17 @@ def _write_sidecar(graph: Graph, path: Path, advance: Advance) -> tuple[dict[str
     return places, sink.close()
 
 
+def put_outside(proto: TensorProto, location: str, offset: int, size_bytes: int) -> None:
+    """Say of a tensor where its bytes lie, in which file beside the graph."""
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": offset, "length": size_bytes}.items():
+        proto.external_data.add(key=key, value=str(value))
+
+
 def _tensor(weight: Weight, places: dict[str, int], location: str) -> TensorProto:
     proto = TensorProto(name=weight.name, dims=weight.shape, data_type=helper.np_dtype_to_tensor_dtype(weight.dtype))
     if weight.name in places:
-        proto.data_location = TensorProto.EXTERNAL
-        entries = {"location": location, "offset": places[weight.name], "length": weight.size_bytes}
-        for key, value in entries.items():
-            proto.external_data.add(key=key, value=str(value))
+        put_outside(proto, location, places[weight.name], weight.size_bytes)
     else:
         proto.raw_data = weight.array().tobytes()
     return proto

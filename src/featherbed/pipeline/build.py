@@ -13,7 +13,8 @@ from featherbed.check.inspect import inspect_file
 from featherbed.check.page import write_pages
 from featherbed.check.tokens import probe_ids_sha256
 from featherbed.check.verify import Yardstick, measure
-from featherbed.errors import ModelFolderError
+from featherbed.choice import AUTO
+from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import (
     MANIFEST,
     ONNX,
@@ -27,17 +28,17 @@ from featherbed.folder import (
     publish,
     write_text,
 )
-from featherbed.hub import locate
 from featherbed.make.assemble import write_configs
 from featherbed.make.calibrate.texts import calibration as calibrate
 from featherbed.make.checkpoint import Checkpoint, open_checkpoint
 from featherbed.make.graph import reference_graph
 from featherbed.origin import read_origin
+from featherbed.pipeline.pull import copied, locate
 from featherbed.pipeline.variants import Writer, Written, calibration_tokens, name_sidecars
 from featherbed.pipeline.verify import save_evidence
 from featherbed.probe import read_probe, shipped, shipped_calibration
 from featherbed.progress import Progress, silent
-from featherbed.recipe import DEFAULT, recipes
+from featherbed.recipe import DEFAULT, REFERENCE, recipes
 from featherbed.report import Report, parse_gates
 from featherbed.run.tokens import Tokenizer
 from featherbed.spec import Spec, read_spec
@@ -47,10 +48,14 @@ WRITERS = 2  # variants written at a time; each holds a few blocks of 16 MB
 
 @dataclass(frozen=True)
 class Outcome:
-    """A published model folder, and the report of its variants where they were verified."""
+    """A published model folder, and the report of its variants where they were verified.
+
+    ``made`` False: nothing was built, for a Hub id had the variants ready.
+    """
 
     folder: Path
     report: Report | None
+    made: bool = True
 
 
 def build(
@@ -74,10 +79,15 @@ def build(
     Raises an InputError on what cannot be built, OutputError when it cannot be written: nothing is half-written.
     """
     chosen, asked = recipes(variants), parse_gates(gates)
-    checkpoint_folder = locate(str(source))
-    here, hub_id = Path(source).exists(), str(source).partition("@")[0]
-    name = checkpoint_folder.resolve().name if here else hub_id.split("/")[-1]
-    known = read_origin(checkpoint_folder, base_model or ("" if here else hub_id))
+    # of an id with ready variants, when nobody names any: the reference and the best for use
+    names = [REFERENCE, AUTO] if tuple(variants) == DEFAULT else [r.name for r in chosen]
+    found = locate(source, names, progress)
+    checkpoint_folder, name = found.folder, found.name
+    target = Path(out) if out is not None else Path(f"{name.removesuffix('-onnx')}-onnx")
+    if found.record is not None and found.ready:
+        _check_options(found.name, bool(gates), pooling, calibration, base_model)
+        return Outcome(copied(found.folder, target, found.record, names), None, made=False)
+    known = read_origin(checkpoint_folder, base_model or (found.record.repository if found.record else ""))
     spec = read_spec(checkpoint_folder, pooling)
     checkpoint = open_checkpoint(checkpoint_folder)
     graph = reference_graph(checkpoint, spec)
@@ -88,7 +98,6 @@ def build(
     if any(r.calibrated for r in chosen):
         probe = read_probe([calibration]) if calibration else shipped_calibration()
         texts = calibrate(probe, tokenizer, spec, calibration_tokens(graph))
-    target = Path(out) if out is not None else Path(f"{name}-onnx")
     report = None
     with publish(target.absolute()) as folder:
         write_configs(checkpoint_folder, folder, spec, tokenizer.appends)
@@ -107,6 +116,19 @@ def build(
             model = save_evidence(model, report)
         write_pages(model)
     return Outcome(target, report)
+
+
+def _check_options(name: str, gates: bool, pooling: str | None, calibration: Path | None, base_model: str) -> None:
+    """Raises OptionError on what only building can do, where nothing is built."""
+    said = {"--gate": gates, "--pooling": pooling, "--calibration": calibration, "--base-model": base_model}
+    words = [word for word, value in said.items() if value]
+    if words:
+        raise OptionError(
+            ", ".join(words),
+            expected="a checkpoint to build from",
+            found=f"{name}, a model folder whose variants are ready",
+            remedy="leave it out, or build from the original weights; `featherbed verify` judges by other gates",
+        )
 
 
 def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], checkpoint: Checkpoint) -> Manifest:

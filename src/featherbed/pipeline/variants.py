@@ -18,6 +18,7 @@ from featherbed.progress import Progress
 from featherbed.recipe import Recipe
 from featherbed.spec import Spec, read_json
 
+CONFIG = "config.json"
 MOST_TOKENS, LEAST_TOKENS = 65_536, 8_192  # of calibration texts
 WORK = 2**41  # tokens times linear weights that calibration may take: some minutes on two cores
 
@@ -74,11 +75,29 @@ class Writer:
         return Written(recipe.name, recipe.suffix, plain, {f"{ONNX}/{name}": records[name] for name in sorted(records)})
 
 
+def misnamed_sidecars(folder: Path, graphs: dict[str, bool]) -> dict[str, bool]:
+    """Those of ``graphs`` (file name → whether it has a sidecar) of which the folder's config.json says otherwise."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return {}
+    before = _by_graph(_said(read_json(path)))
+    return {name: has for name, has in graphs.items() if bool(before.get(name)) != has}
+
+
 def name_sidecars(folder: Path, graphs: dict[str, bool]) -> None:
     """Tell transformers.js, in config.json, which graphs (by file name) have a sidecar."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     config = read_json(path)
-    before = config.get("transformers.js_config", {}).get("use_external_data_format", {})
-    sidecars = {name: True for name, has in ({**before, **graphs}).items() if has}
-    if sidecars or before:
+    said = _said(config)
+    sidecars = {name: True for name, has in ({**_by_graph(said), **graphs}).items() if has}
+    if sidecars or said:
         write_text(path, dump({**config, "transformers.js_config": {"use_external_data_format": sidecars}}))
+
+
+def _said(config: dict[str, Any]) -> Any:
+    return config.get("transformers.js_config", {}).get("use_external_data_format", {})
+
+
+def _by_graph(said: Any) -> dict[str, Any]:
+    """A checkpoint's own config may have one word for all graphs: it is of other files than ours."""
+    return said if isinstance(said, dict) else {}

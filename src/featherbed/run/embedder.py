@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from featherbed.choice import AUTO, choose
 from featherbed.errors import OptionError, TextError
-from featherbed.folder import ModelFolder, open_folder
+from featherbed.folder import open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run import heap
 from featherbed.run.batches import LONG_TOKENS, Batch, batches
@@ -30,8 +31,6 @@ Places = npt.NDArray[np.intp]
 Job = Callable[[bool], Vectors]  # called with ``alone``
 
 LOG = logging.getLogger("featherbed")
-AUTO = "auto"
-PREFERENCE = ("int8", "int8-block", "fp32")  # fastest first, among variants that passed their gates
 QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")
 HEAD_START_S = 0.1  # tokenizers holds the interpreter while it reads; onnxruntime needs it only to begin
 
@@ -100,7 +99,7 @@ class Embedder:
             home = model.parent if (model.parent / "config.json").is_file() else model.parent.parent
             return model, read_spec(home), home
         folder = open_folder(model)
-        self.variant = choose(folder) if variant == AUTO else variant
+        self.variant = choose(folder.manifest, str(folder.path)) if variant == AUTO else variant
         require(folder.variant(self.variant).least_onnxruntime, f"variant {self.variant} of {folder.path}")
         return folder.graph_path(self.variant), folder.manifest.spec, folder.path
 
@@ -329,20 +328,3 @@ def _rows(texts: object) -> list[str]:
     rows = list(texts)
     check_texts(rows)
     return rows
-
-
-def choose(folder: ModelFolder) -> str:
-    """The variant "auto" means: of those whose gates did not fail, the first of PREFERENCE, else any.
-
-    Raises OptionError when every variant failed.
-    """
-    sound = [v.name for v in folder.manifest.variants.values() if v.passed is not False]
-    for name in (*PREFERENCE, *sound):
-        if name in sound:
-            return name
-    raise OptionError(
-        f"variant auto of {folder.path}",
-        expected="a variant that passed its gates",
-        found=f"none of {', '.join(folder.manifest.variants)}",
-        remedy="name one to use it all the same, or build the folder again",
-    )

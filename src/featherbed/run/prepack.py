@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ UNFIT = 7  # exit code of the process that prepacks
 IDS = np.arange(1, 25).reshape(2, 12)  # ids every vocabulary has
 SEEN = 8  # of them, as if they were a prompt
 SAME = 0.03
+DAMAGED = "its files are not those it was made with"
 FATAL = 4  # onnxruntime's severity: the parent says what failed
 
 
@@ -79,6 +82,8 @@ def prepacked(path: Path, cache: Path | None = None) -> Prepacked | None:
         cache = cache or default_cache()
         folder = cache / key(path)
         if _sound(folder):
+            with suppress(OSError):  # when it was last used; a cache may be another user's
+                os.utime(folder / ENTRY)
             return Prepacked(folder)
         if reason := _unfit(folder):
             LOG.debug("%s is loaded without prepacked weights: %s", path, reason)
@@ -97,6 +102,38 @@ def prepacked(path: Path, cache: Path | None = None) -> Prepacked | None:
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         LOG.warning("weights of %s are not prepacked, loading takes longer and more memory: %s", path, error)
         return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of the cache as it lies there: the file it was made of, its bytes, when it was last used (POSIX time).
+
+    ``fault`` says why nobody can use it any more; "" where somebody can.
+    """
+
+    folder: Path
+    source: str
+    size_bytes: int
+    used: float
+    fault: str
+
+
+def entries(cache: Path) -> Iterator[Entry]:
+    """All entries of a cache, whole or not."""
+    for folder in sorted(path for path in cache.glob("*") if path.is_dir() and not path.name.startswith(".")):
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        try:
+            known = json.loads((folder / ENTRY).read_text("utf-8"))
+            source, maker, used = str(known["source"]), str(known["maker"]), (folder / ENTRY).stat().st_mtime
+        except (OSError, ValueError, KeyError, TypeError):
+            yield Entry(folder, "", size, folder.stat().st_mtime, "an older featherbed made it")
+            continue
+        fault = "" if Path(source).is_file() else "its model is gone"
+        if maker != _maker():
+            fault = "another onnxruntime or CPU made it"
+        elif not (_sound(folder) or _unfit(folder)):
+            fault = DAMAGED
+        yield Entry(folder, source, size, used, fault)
 
 
 def _put(place: Path, folder: Path) -> None:

@@ -309,6 +309,11 @@ class Piece:
             ) from error
 
 
+def available_providers() -> tuple[str, ...]:
+    """The execution providers of this build of onnxruntime, by its own names."""
+    return tuple(ort.get_available_providers())
+
+
 def require(least: str, subject: str) -> None:
     """Raises EngineError when the installed onnxruntime is older than ``least`` ("1.30")."""
     installed = tuple(int(part) for part in ort.__version__.split(".")[:2])

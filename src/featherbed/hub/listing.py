@@ -1,0 +1,49 @@
+"""What a repository holds at a commit: names, sizes, and the hashes that decide whether a file is the one meant."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file as the Hub lists it. ``digest`` is its sha256 for large files, git's sha1 of the blob for the others."""
+
+    path: str
+    size_bytes: int
+    digest: str
+
+    def matches(self, file: Path) -> bool:
+        """Whether the file on disk is this one: size first, then every byte. False where there is none."""
+        if not file.is_file() or file.stat().st_size != self.size_bytes:
+            return False
+        return digest(file, len(self.digest) == 64) == self.digest
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of ``repository`` at ``commit``, as ``endpoint`` told: all of them, or not the ``whole`` list."""
+
+    repository: str
+    commit: str
+    endpoint: str
+    files: tuple[Remote, ...]
+    whole: bool = True
+
+    def find(self, path: str) -> Remote | None:
+        """The file at ``path``, or None."""
+        return next((file for file in self.files if file.path == path), None)
+
+
+def digest(file: Path, large: bool) -> str:
+    """sha256 of a file's bytes; git's hash of a blob, sha1 of ``blob SIZE NUL bytes``, where ``large`` is False."""
+    # git names blobs by sha1: there is nothing better to compare a small file with
+    sha = hashlib.sha256() if large else hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            sha.update(block)
+    return sha.hexdigest()

@@ -1,0 +1,294 @@
+"""What was fetched, in the user's cache: real files, no links, so that onnxruntime takes a sidecar for the model's own.
+
+    <root>/owner--name/<commit>/           the repository's files, those that were wanted
+                       <commit>.json       the record: what came from where; a folder without one is not trusted
+                       <commit>.published.json  of a model folder: its manifest as it is there, with all variants
+                       <commit>-built/     the model folder that was made of a checkpoint
+                       partial/<digest>    what has arrived of a file, to go on with
+                       revisions.json      which commit a branch or tag was when it was last asked for
+                       .lock               held by the process that fetches, as .build-lock, .revisions-lock are
+
+    <root>/links/<key>/    real files of a folder somewhere else that is made of links: huggingface_hub's own cache
+
+A file is put into its place by a rename after every byte was hashed, the record after all files: who finds a record
+finds what it names. Its time of change is when the model was last used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from featherbed.errors import HubError, OutputError
+from featherbed.folder import MANIFEST, ModelFolder, dump, publish, sidecar_name, sync_folder, write_text
+from featherbed.hub.listing import Listing, Remote
+from featherbed.hub.names import COMMIT
+from featherbed.spec import read_json
+
+BUILT, PUBLISHED = "-built", ".published.json"
+PARTIAL, REVISIONS, LINKS = "partial", "revisions.json", "links"
+LOCK, BUILD_LOCK, REVISIONS_LOCK = ".lock", ".build-lock", ".revisions-lock"
+LEAST_LINKED_BYTES = 2**20
+MODEL_FOLDER, CHECKPOINT = "model folder", "checkpoint"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came from where: files of ``repository`` at ``commit`` that are here, with the hashes they were checked by.
+
+    ``kind`` is MODEL_FOLDER or CHECKPOINT; ``auto`` the variant that "auto" means among all that are published. Not
+    ``whole``: taken without asking the Hub, which may have more that is needed.
+    """
+
+    repository: str
+    commit: str
+    endpoint: str
+    kind: str
+    auto: str = ""
+    date: str = ""  # 2026-11-22, UTC: when the last file came
+    whole: bool = True
+    files: dict[str, Remote] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        files = {name: {"size_bytes": f.size_bytes, "digest": f.digest} for name, f in sorted(self.files.items())}
+        return {**vars(self), "files": files}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Record:
+        """Of ``to_json``. Raises KeyError, TypeError or ValueError on something else."""
+        words = {key: str(raw[key]) for key in ("repository", "commit", "endpoint", "kind", "auto", "date")}
+        files = {str(n): Remote(str(n), int(f["size_bytes"]), str(f["digest"])) for n, f in raw["files"].items()}
+        return cls(**words, whole=bool(raw["whole"]), files=files)
+
+
+@dataclass(frozen=True)
+class Held:
+    """One commit of a repository in the store: its folder, the bytes in it, when it was last used (POSIX time)."""
+
+    record: Record
+    folder: Path
+    size_bytes: int
+    used: float
+    revisions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder in which fetched repositories are kept."""
+
+    root: Path
+
+    def home(self, repository: str) -> Path:
+        """Where all of a repository is. ``owner/name`` holds no ``--``: the Hub forbids it."""
+        return self.root / repository.replace("/", "--")
+
+    def folder(self, repository: str, commit: str) -> Path:
+        """Where the files of a commit are."""
+        return self.home(repository) / commit
+
+    def built(self, repository: str, commit: str) -> Path:
+        """Where the model folder made of a checkpoint is."""
+        return self.home(repository) / f"{commit}{BUILT}"
+
+    def published(self, repository: str, commit: str) -> Path:
+        """Where the repository's own manifest is, which names variants that are not here too."""
+        return self.home(repository) / f"{commit}{PUBLISHED}"
+
+    def partial(self, repository: str, digest: str) -> Path:
+        """Where a file grows until it is whole."""
+        return self.home(repository) / PARTIAL / digest
+
+    def record(self, repository: str, commit: str) -> Record | None:
+        """The record of a commit; None where there is none that can be read, and the commit is fetched again."""
+        path = self._record(repository, commit)
+        try:
+            return Record.from_json(read_json(path, HubError)) if path.is_file() else None
+        except (HubError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def revision(self, repository: str, revision: str) -> str | None:
+        """The commit that a branch or tag was when it was last asked for."""
+        return self._revisions(repository).get(revision)
+
+    def remember(self, repository: str, revision: str, commit: str) -> None:
+        """Note which commit a branch or tag is. Raises OutputError."""
+        if self.revision(repository, revision) != commit:
+            with self.lock(repository, REVISIONS_LOCK):
+                known = self._revisions(repository) | {revision: commit}
+                write_text(self.home(repository) / REVISIONS, dump(known))
+
+    def put(self, listing: Listing, file: Remote, part: Path) -> None:
+        """Move a whole file, checked by its hash, into its place. Raises OutputError."""
+        place = self.folder(listing.repository, listing.commit) / file.path
+        self._made(place.parent)
+        try:
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            part.replace(place)
+        except OSError as error:
+            raise disk_failed(place, error) from error
+
+    def finish(self, record: Record) -> Path:
+        """Write the record, after all its files; returns their folder. Raises OutputError."""
+        folder = self.folder(record.repository, record.commit)
+        with suppress(OSError):  # a cache on a file system without fsync is a cache still
+            for place in {folder, *((folder / name).parent for name in record.files)}:
+                sync_folder(place)
+        write_text(self._record(record.repository, record.commit), dump(record.to_json()))
+        return folder
+
+    def used(self, record: Record) -> None:
+        """Note that a commit was used just now; in a cache that cannot be written nothing is noted."""
+        with suppress(OSError):
+            os.utime(self._record(record.repository, record.commit))
+
+    @contextmanager
+    def lock(self, repository: str, name: str = LOCK) -> Iterator[None]:
+        """One process at a time fetches a repository, builds from it (BUILD_LOCK), or notes revisions (REVISIONS_LOCK).
+
+        The system lets go of the lock of a process that is killed.
+        """
+        from filelock import FileLock  # it brings asyncio, and most who open a model fetch nothing
+
+        self._made(self.home(repository))
+        lock = FileLock(self.home(repository) / name)
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise disk_failed(self.home(repository), error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def unlinked(self, model: ModelFolder) -> Path:
+        """A folder of real files with the content of one that is made of links (``leads_out``).
+
+        Hard links cost nothing; where the disk is another one, files are copied. Raises OutputError.
+        """
+        known = f"{model.path.resolve()}\n{dump(model.manifest.to_json())}"
+        place = self.root / LINKS / hashlib.sha256(known.encode()).hexdigest()[:32]
+        if not (place / MANIFEST).is_file():
+            with publish(place) as folder:
+                for name in (*model.manifest.files, MANIFEST):
+                    self._made((folder / name).parent)
+                    linked((model.path / name).resolve(), folder / name)
+        return place
+
+    def busy(self, repository: str) -> bool:
+        """Whether a process is fetching this repository, or building from it, right now."""
+        from filelock import FileLock, Timeout
+
+        for name in (LOCK, BUILD_LOCK):
+            try:
+                with FileLock(self.home(repository) / name, timeout=0):
+                    pass
+            except Timeout:
+                return True
+        return False
+
+    def held(self) -> Iterator[Held]:
+        """Everything that has a record, by name."""
+        for path in sorted(self.root.glob("*/*.json")):
+            repository = path.parent.name.replace("--", "/")
+            record = self.record(repository, path.stem) if COMMIT.fullmatch(path.stem) else None
+            if record is not None:
+                folder = self.folder(repository, record.commit)
+                names = tuple(sorted(r for r, c in self._revisions(repository).items() if c == record.commit))
+                size = size_bytes(folder) + size_bytes(self.built(repository, record.commit))
+                yield Held(record, folder, size, path.stat().st_mtime, names)
+
+    def left_over(self) -> Iterator[Path]:
+        """What no record names: files that have not arrived whole, folders whose fetching was stopped."""
+        for home in sorted(path for path in self.root.glob("*--*") if path.is_dir()):
+            yield from sorted(path for path in (home / PARTIAL).glob("*") if path.is_file())
+            yield from sorted(path for path in home.rglob("*.tmp-*") if path.is_file())
+            for path in sorted(path for path in home.glob("*") if path.is_dir() and path.name != PARTIAL):
+                if self.record(home.name.replace("--", "/"), path.name.removesuffix(BUILT)) is None:
+                    yield path
+
+    def remove(self, repository: str, commit: str) -> None:
+        """Take a commit away, its record first. Raises OutputError."""
+        try:
+            self._record(repository, commit).unlink(missing_ok=True)
+            self.published(repository, commit).unlink(missing_ok=True)
+            for folder in (self.folder(repository, commit), self.built(repository, commit)):
+                if folder.exists():
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise disk_failed(self.home(repository), error) from error
+
+    def _record(self, repository: str, commit: str) -> Path:
+        return self.home(repository) / f"{commit}.json"
+
+    def _revisions(self, repository: str) -> dict[str, str]:
+        path = self.home(repository) / REVISIONS
+        try:
+            found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        except (OSError, ValueError):
+            found = {}  # asked for anew, when there is a network
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+    def _made(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_failed(folder, error) from error
+
+
+def today() -> str:
+    """The date, UTC."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def leads_out(model: ModelFolder) -> bool:
+    """Whether a sidecar is a link out of the folder that its graph is in.
+
+    onnxruntime since 1.24 refuses such a sidecar, and huggingface_hub since 1.32 makes them.
+    """
+    data = [model.path / name for name in model.manifest.files if name.endswith(sidecar_name(".onnx"))]
+    graphs = [path.with_name(path.name.removesuffix("_data")) for path in data]
+    return any(path.resolve().parent != graph.resolve().parent for path, graph in zip(data, graphs, strict=True))
+
+
+def linked(source: Path, target: Path) -> None:
+    """A hard link in place of what is at ``target``; a copy of a small file, or where the disk has no links.
+
+    Small files are those that people edit, and an edit would be one of the other name too. Raises OutputError.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        if source.stat().st_size < LEAST_LINKED_BYTES:
+            shutil.copyfile(source, target)
+            return
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+    except OSError as error:
+        raise disk_failed(target, error) from error
+
+
+def size_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 where there is none."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def disk_failed(place: Path, error: OSError) -> OutputError:
+    """What to raise when a file cannot be written."""
+    return OutputError(
+        f"{place}",
+        expected="room and permission to write there",
+        found=f"{error.strerror or error}",
+        remedy="free space, or set FEATHERBED_CACHE to another place; what has arrived is kept",
+    )

@@ -1,0 +1,38 @@
+"""built(): the model folder of a checkpoint from the Hub, made in the cache once, a variant at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from featherbed.check.page import write_pages
+from featherbed.choice import AUTO, PREFERENCE
+from featherbed.folder import MANIFEST, REPORTS, ModelFolder, open_folder
+from featherbed.hub.store import BUILD_LOCK, Record, Store
+from featherbed.pipeline.build import build
+from featherbed.pipeline.variants import name_sidecars
+from featherbed.progress import Progress
+
+
+def built(store: Store, record: Record, variant: str, progress: Progress) -> Path:
+    """The model folder made of a checkpoint in the cache, with ``variant`` among the others; "auto" wants the best."""
+    out = store.built(record.repository, record.commit)
+    source, wanted = f"{record.repository}@{record.commit}", PREFERENCE[0] if variant == AUTO else variant
+    with store.lock(record.repository, BUILD_LOCK):  # who comes second finds it made
+        if not (out / MANIFEST).is_file():
+            build(source, out, [wanted], progress=progress)
+        elif wanted not in open_folder(out).manifest.variants:
+            with tempfile.TemporaryDirectory(prefix=f"{out.name}.tmp-", dir=out.parent) as place:
+                _move(open_folder(build(source, Path(place) / "more", [wanted], progress=progress).folder), wanted, out)
+    return out
+
+
+def _move(source: ModelFolder, name: str, out: Path) -> None:
+    """Take a variant and its evidence from one folder into another of the same checkpoint; its files come first."""
+    variant = source.variant(name)
+    for file in variant.files:
+        (source.path / file).replace(out / file)
+    if source.report_path(name).is_file():
+        source.report_path(name).replace(out / REPORTS / f"{name}.json")
+    name_sidecars(out, {Path(variant.files[0]).name: len(variant.files) > 1})
+    write_pages(open_folder(out).adding(variant).with_evidence({}))
