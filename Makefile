@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BENCH ?= .cache/bench
 
 # suites with targets of their own
-APART := reference real peers browser
+APART := reference real peers browser hub
 NODE_PEERS := .cache/node-peers
 
 BENCH_OPTIONS = --ours .venv/bin/python --stock .venv-reference/bin/python --tokenizer $(TOKENIZER) --work $(BENCH)
@@ -15,11 +15,12 @@ PEER_VENVS := .venv-openvino .venv-llama .venv-peers
 PEER_OPTIONS := --openvino .venv-openvino/bin/python --llama .venv-llama/bin/python \
 	--sentence-transformers .venv-peers/bin/python --fastembed .venv-peers/bin/python
 
-.PHONY: demo test lint parity peers browser screenshots bench quality clean help
+.PHONY: demo test hub lint parity peers browser screenshots bench quality clean help
 
 help:
 	@echo "make demo          build, verify, measure and use all-MiniLM-L6-v2 (MODEL=folder or Hub id for another)"
 	@echo "make test          every test that needs no torch"
+	@echo "make hub           the Hub's verbs in processes of their own, killed and damaged"
 	@echo "make lint          ruff and mypy"
 	@echo "make parity        the suite against PyTorch, in an environment of its own"
 	@echo "make peers         the card's snippets in sentence-transformers, fastembed, transformers.js and mteb; needs node and npm"
@@ -34,6 +35,9 @@ demo: .venv/.installed $(if $(filter $(MINILM),$(MODEL)),$(MINILM)/model.safeten
 test: .venv/.tested $(MINILM)/model.safetensors
 	OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 $(APART:%=--ignore tests/%)
 	.venv/bin/python -m pytest tests/real
+
+hub: .venv/.tested
+	OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 tests/hub
 
 lint: .venv/.tested
 	.venv/bin/ruff check .

@@ -276,7 +276,7 @@ def open_folder(path: Path) -> ModelFolder:
             f"{path}",
             expected=f"a model folder with {MANIFEST}",
             found="no such folder" if not path.exists() else f"no {MANIFEST}",
-            remedy="make one with `featherbed build CHECKPOINT`",
+            remedy="make one with `featherbed build CHECKPOINT`, or fetch one: `featherbed pull ID -o DIR`",
         )
     return ModelFolder(path, read_manifest(path / MANIFEST))
 

@@ -11,10 +11,12 @@ from featherbed.check.memory import MIB, available_mib
 from featherbed.choice import PREFERENCE, choose
 from featherbed.errors import OptionError
 from featherbed.folder import Manifest
+from featherbed.recipe import REFERENCE
 
 ROOM_MIB = 150  # of a session beside its weights, and what the caller needs himself
 ALIKE = 0.05  # of speed: a difference that another day turns round
-DOTS = ("avx512_vnni", "avx_vnni", "amx_int8", "i8mm")  # instructions that multiply and add 8-bit numbers in one go
+# instructions that multiply and add 8-bit numbers in one go
+DOTS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ def advise(manifest: Manifest, reports: Mapping[str, Mapping[str, Any]], subject
     if len(timed) > 1:
         chosen, why = _fastest(timed)
     else:
-        chosen = next((one for name in PREFERENCE for one in left if one.name == name), left[0])
-        why = (
-            f"{chosen.name} is the first that is sound of {', '.join(PREFERENCE)}; `featherbed bench` has measured "
-            f"{'only one' if timed else 'none'} of them on this kind of CPU ({kind()})"
-        )
+        preferred = next((one for name in PREFERENCE for one in left if one.name == name), None)
+        chosen = preferred or left[0]
+        order = f"the first that is sound{' of' if preferred else ', with none of'} {', '.join(PREFERENCE)}"
+        measured = f"{'only one' if timed else 'none'} of them on this kind of CPU ({kind()})"
+        why = f"{chosen.name} is {order}; `featherbed bench` has measured {measured}"
     return Advice(chosen.name, choose(manifest, subject), (why, *_remarks(chosen, found)), found)
 
 
@@ -76,7 +78,7 @@ def _candidate(manifest: Manifest, report: Mapping[str, Any], name: str, free_mi
     out = "failed a gate" if manifest.variants[name].passed is False else ""
     if not out and needed > free_mib:
         out = f"needs about {needed:.0f} MiB"
-    cosine = report.get("metrics", {}).get("cos_min")
+    cosine = 1.0 if name == REFERENCE else report.get("metrics", {}).get("cos_min")
     return Candidate(
         name,
         size,

@@ -34,12 +34,19 @@ def command(
     chosen = doctor.advice(model) if model else None
     with bar() as progress:
         findings = list(doctor.examine(progress))
-        taken, failed = doctor.mend(findings, progress) if mend else (0, ())
+        taken, failed = doctor.mend(findings, progress) if mend else (0, {})
     broken = any(one.broken for one in findings) and (not mend or bool(failed))
     if as_json:
         advice = None if chosen is None else {**vars(chosen), "candidates": [vars(one) for one in chosen.candidates]}
         told = [
-            {"where": f.where, "what": f.what, "remedy": f.remedy, "broken": f.broken, "mended": mend} for f in findings
+            {
+                "where": one.where,
+                "what": one.what,
+                "remedy": one.remedy,
+                "broken": one.broken,
+                "mended": mend and (one.again is None or one.again[0] not in failed),
+            }
+            for one in findings
         ]
         print_json(
             {
@@ -47,7 +54,7 @@ def command(
                 "advice": advice,
                 "findings": told,
                 "taken_bytes": taken,
-                "failed": [str(one) for one in failed],
+                "failed": [str(one) for one in failed.values()],
             }
         )
     else:
@@ -60,7 +67,7 @@ def command(
         _print_findings(findings)
         if mend:
             typer.echo(f"mended: {len(findings)} things, {taken / 1e6:.1f} MB taken away")
-            for error in failed:
+            for error in failed.values():
                 typer.echo(f"not fetched again: {error}")
         elif findings:
             typer.echo("`featherbed doctor --mend` mends these")

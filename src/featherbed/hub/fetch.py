@@ -79,7 +79,7 @@ def planned(store: Store, listing: Listing, variants: Sequence[str]) -> Plan:
                 remedy="choose one of these"
                 + (f", or build it: featherbed build {base}" if (base := published.origin.base_model) else ""),
             )
-    manifest = restricted(published, [*chosen, *_here(store, listing)])
+    manifest = restricted(published, [*chosen, *_here(store, listing, published)])
     files = [_announced(listing, manifest, name) for name in manifest.files]
     record = _record(listing, MODEL_FOLDER, auto)
     bare = _plan(store, listing, record, files)
@@ -285,11 +285,11 @@ def _check_small(folder: Path, plan: Plan) -> None:
             )
 
 
-def _here(store: Store, listing: Listing) -> Iterable[str]:
+def _here(store: Store, listing: Listing, published: Manifest) -> Iterable[str]:
     """The variants that were fetched before."""
     folder = store.folder(listing.repository, listing.commit)
+    known = store.record(listing.repository, listing.commit)
     try:
-        known = store.record(listing.repository, listing.commit)
         return read_manifest(folder / MANIFEST).variants if known else ()
-    except ModelFolderError:  # it is written anew
-        return ()
+    except ModelFolderError:  # it is written anew, with all whose files are here
+        return [v.name for v in published.variants.values() if known and known.files.keys() >= set(v.files)]

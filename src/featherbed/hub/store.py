@@ -27,10 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from featherbed.errors import HubError, OutputError
-from featherbed.folder import MANIFEST, ModelFolder, dump, publish, sidecar_name, sync_folder, write_text
+from featherbed.errors import HubError, ModelFolderError, OutputError
+from featherbed.folder import MANIFEST, ModelFolder, dump, publish, read_manifest, sidecar_name, sync_folder, write_text
 from featherbed.hub.listing import Listing, Remote
-from featherbed.hub.names import COMMIT
+from featherbed.hub.names import COMMIT, check_inside
 from featherbed.spec import read_json
 
 BUILT, PUBLISHED = "-built", ".published.json"
@@ -108,12 +108,18 @@ class Store:
         return self.home(repository) / PARTIAL / digest
 
     def record(self, repository: str, commit: str) -> Record | None:
-        """The record of a commit; None where there is none that can be read, and the commit is fetched again."""
+        """The record of a commit; None where there is none that can be read, and the commit is fetched again.
+
+        One that is of something else, or names files outside its folder, is none: what it names may be taken away.
+        """
         path = self._record(repository, commit)
         try:
-            return Record.from_json(read_json(path, HubError)) if path.is_file() else None
+            found = Record.from_json(read_json(path, HubError)) if path.is_file() else None
+            if found is not None:
+                check_inside(found.files, repository)
         except (HubError, KeyError, TypeError, ValueError, AttributeError):
             return None
+        return found if found is not None and (found.repository, found.commit) == (repository, commit) else None
 
     def revision(self, repository: str, revision: str) -> str | None:
         """The commit that a branch or tag was when it was last asked for."""
@@ -131,6 +137,8 @@ class Store:
         place = self.folder(listing.repository, listing.commit) / file.path
         self._made(place.parent)
         try:
+            if place.is_dir():  # in a file's place: nobody's but ours to take away
+                shutil.rmtree(place)
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
             part.replace(place)
@@ -188,11 +196,14 @@ class Store:
         """Whether a process is fetching this repository, or building from it, right now."""
         from filelock import FileLock, Timeout
 
-        for name in (LOCK, BUILD_LOCK):
+        for path in (self.home(repository) / name for name in (LOCK, BUILD_LOCK)):
             try:
-                with FileLock(self.home(repository) / name, timeout=0):
-                    pass
+                if path.is_file():  # nobody who only looks makes a lock
+                    with FileLock(path, timeout=0):
+                        pass
             except Timeout:
+                return True
+            except OSError:  # another user's cache: nobody can say, and nothing of it can be taken away either
                 return True
         return False
 
@@ -212,8 +223,11 @@ class Store:
         for home in sorted(path for path in self.root.glob("*--*") if path.is_dir()):
             yield from sorted(path for path in (home / PARTIAL).glob("*") if path.is_file())
             yield from sorted(path for path in home.rglob("*.tmp-*") if path.is_file())
-            for path in sorted(path for path in home.glob("*") if path.is_dir() and path.name != PARTIAL):
-                if self.record(home.name.replace("--", "/"), path.name.removesuffix(BUILT)) is None:
+            for path in sorted(home.glob("*")):
+                commit = path.name.removesuffix(PUBLISHED if path.is_file() else BUILT).removesuffix(".json")
+                folder = path.is_dir() and path.name != PARTIAL and not path.name.startswith(".")
+                ours = folder or COMMIT.fullmatch(commit)
+                if ours and self.record(home.name.replace("--", "/"), commit) is None and not _reads(path):
                     yield path
 
     def remove(self, repository: str, commit: str) -> None:
@@ -236,7 +250,8 @@ class Store:
             found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         except (OSError, ValueError):
             found = {}  # asked for anew, when there is a network
-        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+        commits = found.items() if isinstance(found, dict) else ()
+        return {str(k): str(v) for k, v in commits if COMMIT.fullmatch(str(v))}
 
     def _made(self, folder: Path) -> None:
         try:
@@ -248,6 +263,14 @@ class Store:
 def today() -> str:
     """The date, UTC."""
     return datetime.now(UTC).date().isoformat()
+
+
+def _reads(path: Path) -> bool:
+    """Whether it is a published manifest that can be read: a plan that nobody carried out yet."""
+    try:
+        return path.name.endswith(PUBLISHED) and bool(read_manifest(path).variants)
+    except ModelFolderError:
+        return False
 
 
 def leads_out(model: ModelFolder) -> bool:

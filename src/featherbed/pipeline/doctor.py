@@ -88,6 +88,7 @@ def examine(progress: Progress = silent) -> Iterator[Finding]:
             continue
         whole = path.stat().st_size if path.is_file() else size_bytes(path)
         what = "a download that was stopped" if path.is_file() else "a folder that was never whole"
+        what = "a record or manifest that cannot be read" if path.suffix == ".json" else what
         yield Finding(name, what, f"`featherbed pull {name}` goes on with it", (path,), whole, broken=False)
     for entry in entries(default_cache()):
         if entry.fault:
@@ -145,10 +146,10 @@ def packed() -> Iterator[Packed]:
         yield Packed(str(entry.folder), entry.source, entry.size_bytes, entry.used, entry.fault)
 
 
-def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int, tuple[HubError, ...]]:
+def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int, dict[str, HubError]]:
     """Take away what is broken, unfinished or useless, and fetch again what is broken of models.
 
-    Returns the bytes that were taken away, and what the Hub refused: it is fetched when it is needed. Raises
+    Returns the bytes that were taken away, and by Hub id what was refused: it is fetched when it is needed. Raises
     OutputError when the disk refuses.
     """
     taken = 0
@@ -162,13 +163,13 @@ def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int,
                 path.unlink()
         except OSError as error:
             raise disk_failed(path, error) from error
-    failed = []
+    failed: dict[str, HubError] = {}
     for source, variants in dict.fromkeys(one.again for one in findings if one.again):
         try:
             pull(source, variants, progress=progress)
         except HubError as error:
-            failed.append(error)
-    return taken, tuple(failed)
+            failed[source] = error
+    return taken, failed
 
 
 def _of_model(store: Store, held: Held, progress: Progress) -> Iterator[Finding]:
@@ -179,7 +180,7 @@ def _of_model(store: Store, held: Held, progress: Progress) -> Iterator[Finding]
     for done, (path, file) in enumerate(sorted(record.files.items())):
         progress(f"read {record.repository}", done, len(record.files))
         if not file.matches(held.folder / path):
-            there = (held.folder / path).is_file()
+            there = (held.folder / path).exists()
             found = "its bytes are not those that were fetched" if there else "it is gone"
             gone = (held.folder / path,) if there else ()
             yield Finding(f"{held.folder / path}", found, fetch, gone, file.size_bytes if there else 0, again=again)
@@ -191,7 +192,7 @@ def _of_model(store: Store, held: Held, progress: Progress) -> Iterator[Finding]
             except ModelFolderError as error:
                 yield Finding(f"{manifest}", error.found, fetch, (manifest,), again=again)
     built = store.built(record.repository, record.commit)
-    if built.is_dir():
+    if built.is_dir() and not store.busy(record.repository):  # or a variant may be coming to it right now
         try:
             open_folder(built).check_hashes()
         except ModelFolderError as error:

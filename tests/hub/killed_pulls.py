@@ -1,4 +1,4 @@
-"""A process that pulls in children of its own and kills them at any time: python -m tests.killed_pulls ID KILLS SEED
+"""A process that pulls in children of its own and kills them: python -m tests.hub.killed_pulls ID KILLS SEED
 
 It has no threads, so it may fork: a child begins to fetch at once, where a process of its own would spend its life on
 imports. After each kill everything that has a record is compared with its hashes. Prints one JSON document.

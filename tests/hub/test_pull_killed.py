@@ -22,9 +22,9 @@ def test_fifty_kills_at_random_times_leave_nothing_wrong_and_every_byte_is_fetch
         hub.bytes_per_s = whole  # of each of four connections
         piece = whole // 20  # what the server writes at a time then
         done = subprocess.run(
-            [sys.executable, "-m", "tests.killed_pulls", MODEL, str(KILLS), "6"],
+            [sys.executable, "-m", "tests.hub.killed_pulls", MODEL, str(KILLS), "6"],
             env=surroundings(hub.url, tmp_path / "cache"),
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parent.parent.parent,
             capture_output=True,
             text=True,
             check=False,
