@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[
-        str, typer.Argument(help="A model folder or Hub id to choose a variant of.", metavar="[DIR]")
-    ] = "",
+    model: Annotated[str, typer.Argument(help="A model folder or Hub id to choose a variant of.", metavar="DIR")] = "",
     mend: Annotated[
         bool,
         typer.Option("--mend", help="Take away what is broken, unfinished or useless; fetch again what is broken."),

@@ -13,7 +13,7 @@ def command(
     folder: Model,
     keep: Annotated[
         str,
-        typer.Option("--keep", help="Comma-separated variants that stay; of an id, none.", metavar="A,B"),
+        typer.Option("--keep", help="Comma-separated variants that stay; an id without it goes whole.", metavar="A,B"),
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Let fp32 go too: no more verify, no more tune.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; write nothing.")] = False,
