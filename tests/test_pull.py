@@ -25,7 +25,8 @@ from featherbed.hub import client as room
 from featherbed.hub.client import default_root
 from featherbed.hub.listing import Listing, Remote
 from featherbed.hub.store import Store
-from featherbed.pipeline.pull import locate, plan, pull
+from featherbed.pipeline.pull import carried_out, locate, plan, pull
+from tests import hub_repository
 from tests.conftest import FIXTURES
 from tests.hub_server import COMMIT, Fault, Hub, Repository, serving
 
@@ -620,6 +621,89 @@ def test_a_changed_byte_in_the_cache_is_fetched_again_by_the_next_pull(hub: Hub)
     path.write_bytes(raw)
     pull(MODEL, ["int8"])
     assert_whole(hub, MODEL)
+
+
+# found by a second pair of eyes
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, name: str, **said: Any) -> None:
+    """Have the server list a file with something else."""
+    row_of = hub_repository.row_of
+
+    def changed(path: str, raw: bytes) -> dict[str, Any]:
+        return row_of(path, raw) | (said if path == name else {})
+
+    monkeypatch.setattr(hub_repository, "row_of", changed)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"oid": "../../../mine"}, {"oid": "/etc/passwd"}, {"oid": None}, {"oid": 7}, {"size": "12"}, {"size": -1},
+     {"size": 1.5}, {"path": 5}, {"path": "\ud800.json"}],
+    ids=str,
+)  # fmt: skip
+def test_a_listing_that_names_no_file_size_or_hash_is_refused(
+    hub: Hub, said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(monkeypatch, "config.json", **said)
+    with pytest.raises(HubError, match="not the Hub's"):
+        pull(CHECKPOINT)
+    assert hub.served == {}
+
+
+def test_files_of_one_content_come_once_and_each_gets_its_place(hub: Hub) -> None:
+    raw = random.Random(2).randbytes(300_000)
+    hub.repositories[CHECKPOINT].files |= {
+        "a/model.safetensors": raw,
+        "b/model.safetensors": raw,
+        "c.json": b"",
+        "d.json": b"",
+    }
+    pull(CHECKPOINT)
+    assert_whole(hub, CHECKPOINT)
+    assert sum(
+        size for name, size in hub.served.items() if name in ("a/model.safetensors", "b/model.safetensors")
+    ) == len(raw)
+
+
+def test_variants_that_others_fetch_at_the_same_time_are_all_in_the_manifest(hub: Hub) -> None:
+    known = [plan(MODEL, [name]) for name in ("fp32", "int8", "q4")]  # each without the others
+    for one in known:
+        carried_out(one)
+    assert list(open_folder(assert_whole(hub, MODEL)).manifest.variants) == ["fp32", "int8", "q4"]
+    record = Store(default_root()).record(MODEL, COMMIT)
+    assert record is not None
+    assert record.files.keys() == open_folder(pull(MODEL, ["q4"])).manifest.files.keys()
+
+
+def test_a_server_without_ranges_that_cuts_here_and_there_is_given_up(hub: Hub) -> None:
+    size = len(hub.repositories[MODEL].files[INT8])
+    hub.faults += [Fault("file=onnx", ignore_range=True, cut=size * (3 + at % 2) // 10) for at in range(200)]
+    with pytest.raises(HubError, match="what has arrived is kept"):
+        pull(MODEL, ["int8"])
+    assert hub.served[INT8] < 5 * size
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["variants"]["int8"].update(files=["onnx/nope.onnx"]),
+        lambda m: m["variants"]["int8"].update(files=[]),
+        lambda m: m["variants"]["int8"].update(recipe=5),
+        lambda m: m["variants"]["int8"].update(least_onnxruntime=None),
+        lambda m: m.update(variants={}),
+        lambda m: m.update(spec={}),
+        lambda m: m.update(origin=5),
+    ],
+)
+def test_a_manifest_that_is_none_is_a_typed_error(hub: Hub, change: Callable[[dict[str, Any]], None]) -> None:
+    files = hub.repositories[MODEL].files
+    document = json.loads(files[MANIFEST])
+    change(document)
+    files[MANIFEST] = json.dumps(document).encode()
+    with pytest.raises(FeatherbedError, match="expected"):
+        pull(MODEL, ["int8"])
+    assert list(Store(default_root()).held()) == []
 
 
 # the disk

@@ -294,6 +294,8 @@ def read_manifest(path: Path) -> Manifest:
         }
         if not all(v.files for v in variants.values()):
             raise ValueError("a variant without files")
+        if not all(isinstance(v.recipe, dict) and isinstance(v.least_onnxruntime, str) for v in variants.values()):
+            raise ValueError("a variant whose recipe or least onnxruntime is none")
         for name in [*files, *(f for v in variants.values() for f in v.files)]:
             if not _inside(name):
                 raise ValueError(f"the path {name!r}, which leaves the folder")

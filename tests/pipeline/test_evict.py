@@ -65,18 +65,18 @@ def test_a_run_that_was_stopped_leaves_a_whole_model_and_the_next_takes_the_rest
     assert_whole(hub, MODEL)
 
 
-def test_without_anything_to_keep_every_commit_goes_but_of_a_revision_only_that(hub: Hub) -> None:
+def test_without_anything_to_keep_a_revision_goes_or_everything(hub: Hub) -> None:
     hub.repositories[MODEL].older[NEXT] = dict(hub.repositories[MODEL].files)
     pull(MODEL)
     pull(f"{MODEL}@{NEXT}")
     evict(HubId(MODEL, NEXT), [])
     assert [held.record.commit for held in Store(default_root()).held()] == [COMMIT]
     pull(f"{MODEL}@{NEXT}")
-    pruned = evict(HubId(MODEL), [])
+    pruned = evict(HubId(MODEL), [], everything=True)
     assert {name.partition("/")[0] for name in pruned.freed} == {COMMIT, NEXT}
     assert list(Store(default_root()).held()) == []
     with pytest.raises(HubError, match="found nothing; see `featherbed list`"):
-        evict(HubId(MODEL), [])
+        evict(HubId(MODEL), [], everything=True)
     assert list(doctor.examine()) == []
     pull(MODEL)
     assert_whole(hub, MODEL)

@@ -32,7 +32,7 @@ def command(
     if wanted is None:
         pruned = prune(folder, names(keep), force=force, dry_run=dry_run)
     else:
-        pruned = evict(wanted, names(keep), force=force, dry_run=dry_run)
+        pruned = evict(wanted, names(keep), everything="@" not in folder, force=force, dry_run=dry_run)
     if as_json:
         document = {key: list(getattr(pruned, key)) for key in ("gone", "kept", "left_over")}
         print_json({"freed": pruned.freed, **document, "freed_bytes": pruned.freed_bytes})

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from featherbed.errors import FeatherbedError, HubError, OutputError, UnreachableError
-from featherbed.hub.listing import Listing, Remote
+from featherbed.hub.listing import Listing, Remote, checked
 from featherbed.hub.names import COMMIT, HubId, check_id, check_inside
 from featherbed.hub.store import disk_failed
 
@@ -85,7 +85,9 @@ def listing(wanted: HubId, commit: str) -> Listing:
     def asked() -> list[Remote]:
         rows = HfApi().list_repo_tree(wanted.name, recursive=True, revision=commit)
         found = [row for row in rows if isinstance(row, RepoFile)]
-        return [Remote(f.path, f.lfs.size, f.lfs.sha256) if f.lfs else Remote(f.path, f.size, f.blob_id) for f in found]
+        return [
+            checked(f.path, f.lfs.size, f.lfs.sha256) if f.lfs else checked(f.path, f.size, f.blob_id) for f in found
+        ]
 
     files = _patiently(asked, wanted, "a list of files", LISTING_TRIES, time.sleep)
     check_inside((file.path for file in files), wanted.name)
@@ -102,7 +104,7 @@ def download(source: Listing, file: Remote, part: Path, arrived: Arrived, sleep:
     from huggingface_hub import hf_hub_url
 
     url = hf_hub_url(source.repository, file.path, revision=source.commit, endpoint=source.endpoint)
-    failed = 0
+    failed, most = 0, -1
     while (size := part.stat().st_size if part.exists() else 0) != file.size_bytes or not part.exists():
         if size > file.size_bytes:
             arrived(-size)
@@ -113,8 +115,9 @@ def download(source: Listing, file: Remote, part: Path, arrived: Arrived, sleep:
         except FeatherbedError:
             raise
         except Exception as error:  # httpx, requests or huggingface_hub, whichever it is built upon: no common base
-            grown = part.exists() and part.stat().st_size > size
-            failed = 0 if grown else failed + 1
+            reached = part.stat().st_size if part.exists() else 0
+            grown = reached > max(most, size)  # further than ever: a server without ranges begins anew each time
+            most, failed = max(most, reached), 0 if grown else failed + 1
             wait = _wait_s(error, failed)
             if failed >= TRIES or wait is None:
                 raise _translated(error, source.repository, HubError, f"the bytes of {file.path}", None) from error
@@ -139,6 +142,8 @@ def _one_try(url: str, source: Listing, file: Remote, part: Path, arrived: Arriv
                     raise disk_failed(part, error) from error
                 size += len(chunk)
                 arrived(len(chunk))
+                if size == file.size_bytes:  # whatever else comes is none of it
+                    break
     if size < file.size_bytes:
         raise ConnectionError(f"the answer ended after {size} of {file.size_bytes} bytes")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featherbed.choice import AUTO, choose
-from featherbed.errors import HubError, ModelFolderError, OptionError, OutputError
+from featherbed.errors import HubError, InputError, OptionError, OutputError
 from featherbed.folder import MANIFEST, Manifest, dump, file_record, read_manifest, write_text
 from featherbed.hub.client import cached, download
 from featherbed.hub.listing import Listing, Remote
@@ -79,6 +79,14 @@ def planned(store: Store, listing: Listing, variants: Sequence[str]) -> Plan:
                 remedy="choose one of these"
                 + (f", or build it: featherbed build {base}" if (base := published.origin.base_model) else ""),
             )
+    for name, one in published.variants.items():
+        if not set(one.files) <= published.files.keys():
+            raise HubError(
+                f"{MANIFEST} of {listing.repository}",
+                expected=f"a hash of every file of {name}",
+                found="a file without one",
+                remedy="ask its owner to build and push it again",
+            )
     manifest = restricted(published, [*chosen, *_here(store, listing, published)])
     files = [_announced(listing, manifest, name) for name in manifest.files]
     record = _record(listing, MODEL_FOLDER, auto)
@@ -103,8 +111,11 @@ def fetch(store: Store, plan: Plan, progress: Progress) -> Path:
         if plan.missing_bytes:  # nothing is counted twice: what is away is not hashed
             _check_room(store.home(repository), plan.missing_bytes)
         told = _Told(progress, f"fetch {repository}", sum(step.file.size_bytes for step in plan.steps))
+        alike: dict[str, list[Remote]] = {}  # files of one content grow in one place: one after the other
+        for step in plan.steps:
+            alike.setdefault(step.file.digest, []).append(step.file)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            jobs = [pool.submit(_have, store, plan.listing, step.file, told) for step in plan.steps]
+            jobs = [pool.submit(_have_all, store, plan.listing, files, told) for files in alike.values()]
             try:
                 for job in as_completed(jobs):
                     job.result()
@@ -112,10 +123,18 @@ def fetch(store: Store, plan: Plan, progress: Progress) -> Path:
                 told.stopped.set()  # those that are under way end at their next bytes, and keep what has arrived
                 pool.shutdown(cancel_futures=True)
                 raise
-        if plan.manifest is not None:
+        record, before = plan.record, store.record(repository, commit)
+        if plan.manifest is not None and plan.published is not None:
             _check_small(folder, plan)
-            write_text(folder / MANIFEST, dump(plan.manifest.to_json()))
-        return store.finish(plan.record)
+            # another process may have fetched others since this was planned
+            here = _here(store, plan.listing, plan.published)
+            manifest = restricted(plan.published, [*plan.manifest.variants, *here])
+            others = before.files if before else {}
+            record = replace(record, files={n: f for n, f in (others | record.files).items() if n in manifest.files})
+            write_text(folder / MANIFEST, dump(manifest.to_json()))
+        elif before is not None and not before.whole and before.files.keys() != record.files.keys():
+            store.forget_built(repository, commit)  # it was made of less than there is
+        return store.finish(record)
 
 
 def _of_checkpoint(store: Store, listing: Listing) -> Plan:
@@ -219,17 +238,30 @@ class _Told:
         with self._lock:
             self._done += count
             self._progress(self._stage, self._done, self._total)
-        if self.stopped.is_set():
+        self.pause(0)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless the others stop. Raises OutputError then."""
+        if self.stopped.wait(seconds) if seconds else self.stopped.is_set():
             raise OutputError(self._stage, expected="all files", found="one that failed", remedy="see its own error")
 
 
-def _have(store: Store, listing: Listing, file: Remote, told: _Told) -> None:
-    """A file in its place, every byte compared: taken from where it is, or fetched. Raises HubError, OutputError."""
+def _have_all(store: Store, listing: Listing, files: Sequence[Remote], told: _Told) -> None:
+    first = store.folder(listing.repository, listing.commit) / files[0].path
+    for file in files:
+        _have(store, listing, file, told, first)
+
+
+def _have(store: Store, listing: Listing, file: Remote, told: _Told, alike: Path) -> None:
+    """A file in its place, every byte compared: taken from where it is (``alike`` has the same bytes), or fetched.
+
+    Raises HubError, OutputError.
+    """
     place = store.folder(listing.repository, listing.commit) / file.path
     if file.matches(place):
         told(file.size_bytes)
         return
-    for other in (*_others(store, listing, file), cached(listing, file)):
+    for other in (alike, *_others(store, listing, file), cached(listing, file)):
         if other is not None and file.matches(other):
             part = store.partial(listing.repository, file.digest)
             linked(other, part)
@@ -245,7 +277,7 @@ def _arrived(store: Store, listing: Listing, file: Remote, told: _Told) -> Path:
     part = store.partial(listing.repository, file.digest)
     for resumed in (True, False):
         told(part.stat().st_size if part.is_file() else 0)
-        download(listing, file, part, told)
+        download(listing, file, part, told, told.pause)
         if file.matches(part):
             return part
         told(-file.size_bytes)
@@ -291,5 +323,5 @@ def _here(store: Store, listing: Listing, published: Manifest) -> Iterable[str]:
     known = store.record(listing.repository, listing.commit)
     try:
         return read_manifest(folder / MANIFEST).variants if known else ()
-    except ModelFolderError:  # it is written anew, with all whose files are here
+    except InputError:  # it is written anew, with all whose files are here
         return [v.name for v in published.variants.values() if known and known.files.keys() >= set(v.files)]

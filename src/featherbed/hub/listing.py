@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK_BYTES = 2**20
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class Listing:
     def find(self, path: str) -> Remote | None:
         """The file at ``path``, or None."""
         return next((file for file in self.files if file.path == path), None)
+
+
+def checked(path: object, size_bytes: object, digest: object) -> Remote:
+    """A file as a server listed it. Raises ValueError on what is no name, size or hash: hashes name files here."""
+    named = isinstance(path, str) and path == path.encode("utf-8", "ignore").decode()  # no half of a character
+    sized = isinstance(size_bytes, int) and not isinstance(size_bytes, bool) and size_bytes >= 0
+    if not (named and sized and isinstance(digest, str) and DIGEST.fullmatch(digest)):
+        raise ValueError(f"a file listed as {path!r}, {size_bytes!r} bytes, hash {digest!r}")
+    assert isinstance(path, str)
+    assert isinstance(size_bytes, int)
+    return Remote(path, size_bytes, digest)
 
 
 def digest(file: Path, large: bool) -> str:

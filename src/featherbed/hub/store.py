@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from featherbed.errors import HubError, ModelFolderError, OutputError
+from featherbed.errors import HubError, InputError, OutputError
 from featherbed.folder import MANIFEST, ModelFolder, dump, publish, read_manifest, sidecar_name, sync_folder, write_text
 from featherbed.hub.listing import Listing, Remote
 from featherbed.hub.names import COMMIT, check_inside
@@ -185,12 +185,24 @@ class Store:
         """
         known = f"{model.path.resolve()}\n{dump(model.manifest.to_json())}"
         place = self.root / LINKS / hashlib.sha256(known.encode()).hexdigest()[:32]
-        if not (place / MANIFEST).is_file():
+        if (place / MANIFEST).is_file():
+            return place
+        with self.lock(LINKS):  # which is a name like a repository's: one process or thread at a time
+            if (place / MANIFEST).is_file():
+                return place
             with publish(place) as folder:
                 for name in (*model.manifest.files, MANIFEST):
                     self._made((folder / name).parent)
                     linked((model.path / name).resolve(), folder / name)
         return place
+
+    def forget_built(self, repository: str, commit: str) -> None:
+        """Take away what was built of a checkpoint, its manifest first. Raises OutputError."""
+        try:
+            (self.built(repository, commit) / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(self.built(repository, commit), ignore_errors=True)
+        except OSError as error:
+            raise disk_failed(self.built(repository, commit), error) from error
 
     def busy(self, repository: str) -> bool:
         """Whether a process is fetching this repository, or building from it, right now."""
@@ -269,7 +281,7 @@ def _reads(path: Path) -> bool:
     """Whether it is a published manifest that can be read: a plan that nobody carried out yet."""
     try:
         return path.name.endswith(PUBLISHED) and bool(read_manifest(path).variants)
-    except ModelFolderError:
+    except InputError:
         return False
 
 

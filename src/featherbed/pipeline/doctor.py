@@ -16,7 +16,7 @@ from featherbed.check.advice import Advice, advise
 from featherbed.check.card import evidence_of
 from featherbed.check.machine import machine
 from featherbed.check.memory import available_mib, total_mib
-from featherbed.errors import HubError, ModelFolderError
+from featherbed.errors import HubError, InputError
 from featherbed.folder import MANIFEST, ModelFolder, open_folder, read_manifest
 from featherbed.hub.client import connection, default_root
 from featherbed.hub.names import hub_id
@@ -132,7 +132,7 @@ def models() -> Iterator[Model]:
         where = held.folder if model else store.built(record.repository, record.commit)
         try:
             variants = tuple(open_folder(where).manifest.variants)
-        except ModelFolderError:
+        except InputError:
             variants = ()
         yield Model(
             record.repository, record.commit, held.revisions, record.kind, variants, held.size_bytes, held.used,
@@ -189,13 +189,13 @@ def _of_model(store: Store, held: Held, progress: Progress) -> Iterator[Finding]
         for manifest in (held.folder / MANIFEST, store.published(record.repository, record.commit)):
             try:
                 read_manifest(manifest)
-            except ModelFolderError as error:
+            except InputError as error:
                 yield Finding(f"{manifest}", error.found, fetch, (manifest,), again=again)
     built = store.built(record.repository, record.commit)
     if built.is_dir() and not store.busy(record.repository):  # or a variant may be coming to it right now
         try:
             open_folder(built).check_hashes()
-        except ModelFolderError as error:
+        except InputError as error:
             yield Finding(f"{built}", f"{error.subject}: {error.found}", "built again when it is needed", (built,))
 
 
@@ -207,7 +207,7 @@ def _variants(store: Store, record: Record) -> tuple[str, ...]:
         store.published(record.repository, record.commit),
         store.folder(record.repository, record.commit) / MANIFEST,
     ):
-        with suppress(ModelFolderError):
+        with suppress(InputError):
             variants = read_manifest(path).variants.values()
             return tuple(one.name for one in variants if record.files.keys() >= set(one.files))
     return ()

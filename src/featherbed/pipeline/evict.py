@@ -15,15 +15,17 @@ from featherbed.hub.store import CHECKPOINT, Record, Store, disk_failed
 from featherbed.pipeline.prune import Pruned, prune
 
 
-def evict(wanted: HubId, keep: Sequence[str], *, force: bool = False, dry_run: bool = False) -> Pruned:
+def evict(
+    wanted: HubId, keep: Sequence[str], *, everything: bool = False, force: bool = False, dry_run: bool = False
+) -> Pruned:
     """Take every variant but ``keep`` of a Hub id out of the cache or, without any, all that is there of it.
 
-    Of an id without a revision, and nothing to keep, every commit goes. The Hub is not asked; what went is fetched, or
-    built, again when it is needed, so that ``fp32`` needs no ``force`` but for a folder that was built here.
-    Raises HubError when the cache has nothing of it, OptionError on an unknown variant, OutputError.
+    ``everything``: where nothing is kept, every commit goes, and not only the revision's. The Hub is not asked; what
+    went is fetched, or built, again when it is needed, so that ``fp32`` needs no ``force`` but for a folder that was
+    built here. Raises HubError when the cache has nothing of it, OptionError on an unknown variant, OutputError.
     """
     store = Store(default_root())
-    records = _records(store, wanted, everything=not keep)
+    records = _records(store, wanted, everything and not keep)
     if not records:
         raise HubError(
             f"Hub id {wanted}", expected="something of it in the cache", found="nothing", remedy="see `featherbed list`"
@@ -38,8 +40,8 @@ def evict(wanted: HubId, keep: Sequence[str], *, force: bool = False, dry_run: b
 
 
 def _records(store: Store, wanted: HubId, everything: bool) -> list[Record]:
-    """Of a revision, or of all commits where none was named."""
-    if everything and wanted.revision == HubId.revision:
+    """Of a revision, or of all commits."""
+    if everything:
         return [held.record for held in store.held() if held.record.repository == wanted.name]
     commit = wanted.revision if wanted.is_commit else store.revision(wanted.name, wanted.revision)
     record = store.record(wanted.name, commit) if commit else None

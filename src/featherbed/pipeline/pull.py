@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featherbed.choice import AUTO
-from featherbed.errors import CheckpointError, HubError, ModelFolderError, OptionError, UnreachableError
+from featherbed.errors import CheckpointError, HubError, InputError, OptionError, UnreachableError
 from featherbed.folder import MANIFEST, dump, file_record, open_folder, publish, read_manifest, write_text
 from featherbed.hub.client import cached_listing, default_root, listing, resolve
 from featherbed.hub.fetch import Plan, fetch, planned, restricted
@@ -214,6 +214,6 @@ def satisfied(store: Store, record: Record, variants: Sequence[str]) -> bool:
         return True
     try:
         here = open_folder(folder).manifest.variants
-    except ModelFolderError:  # fetched again, then
+    except InputError:  # fetched again, then
         return False
     return all((record.auto if name == AUTO else name) in here for name in variants)
