@@ -623,7 +623,7 @@ def test_a_changed_byte_in_the_cache_is_fetched_again_by_the_next_pull(hub: Hub)
     assert_whole(hub, MODEL)
 
 
-# found by a second pair of eyes
+# what was wrong once
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, name: str, **said: Any) -> None:
