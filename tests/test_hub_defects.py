@@ -11,6 +11,7 @@ import pytest
 from featherbed.check import advice as advice_room
 from featherbed.check.advice import advise
 from featherbed.check.baseline import kind_of
+from featherbed.errors import HubError
 from featherbed.hub.store import Store
 from featherbed.pipeline import doctor
 from tests.check.test_advice import ALL, HERE, manifest_of, report
@@ -72,6 +73,12 @@ def test_to_examine_writes_nothing(store: Store) -> None:
     before = sorted(store.root.rglob("*"))
     assert len(list(doctor.examine())) == 1
     assert sorted(store.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("digest", ["/etc/passwd", "../../mine", "", "0" * 39, "g" * 40, "0" * 64 + "/x"])
+def test_what_is_no_hash_names_no_file_in_the_store(store: Store, digest: str) -> None:
+    with pytest.raises(HubError, match="a hash of 40 or 64 digits"):
+        store.partial("a/b", digest)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from typing import Any
 
 from featherbed.errors import HubError, InputError, OutputError
 from featherbed.folder import MANIFEST, ModelFolder, dump, publish, read_manifest, sidecar_name, sync_folder, write_text
-from featherbed.hub.listing import Listing, Remote
+from featherbed.hub.listing import DIGEST, Listing, Remote
 from featherbed.hub.names import COMMIT, check_inside
 from featherbed.spec import read_json
 
@@ -104,7 +104,14 @@ class Store:
         return self.home(repository) / f"{commit}{PUBLISHED}"
 
     def partial(self, repository: str, digest: str) -> Path:
-        """Where a file grows until it is whole."""
+        """Where a file grows until it is whole. Raises HubError on what is no hash: a manifest may say anything."""
+        if not DIGEST.fullmatch(digest):
+            raise HubError(
+                f"a file of {repository}",
+                expected="a hash of 40 or 64 digits",
+                found=repr(digest),
+                remedy="do not use this repository, or ask its owner",
+            )
         return self.home(repository) / PARTIAL / digest
 
     def record(self, repository: str, commit: str) -> Record | None:

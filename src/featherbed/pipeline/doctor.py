@@ -16,7 +16,7 @@ from featherbed.check.advice import Advice, advise
 from featherbed.check.card import evidence_of
 from featherbed.check.machine import machine
 from featherbed.check.memory import available_mib, total_mib
-from featherbed.errors import HubError, InputError
+from featherbed.errors import InputError
 from featherbed.folder import MANIFEST, ModelFolder, open_folder, read_manifest
 from featherbed.hub.client import connection, default_root
 from featherbed.hub.names import hub_id
@@ -146,7 +146,7 @@ def packed() -> Iterator[Packed]:
         yield Packed(str(entry.folder), entry.source, entry.size_bytes, entry.used, entry.fault)
 
 
-def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int, dict[str, HubError]]:
+def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int, dict[str, InputError]]:
     """Take away what is broken, unfinished or useless, and fetch again what is broken of models.
 
     Returns the bytes that were taken away, and by Hub id what was refused: it is fetched when it is needed. Raises
@@ -163,11 +163,11 @@ def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int,
                 path.unlink()
         except OSError as error:
             raise disk_failed(path, error) from error
-    failed: dict[str, HubError] = {}
+    failed: dict[str, InputError] = {}
     for source, variants in dict.fromkeys(one.again for one in findings if one.again):
         try:
             pull(source, variants, progress=progress)
-        except HubError as error:
+        except InputError as error:  # its manifest may be garbage too; the others are fetched all the same
             failed[source] = error
     return taken, failed
 
