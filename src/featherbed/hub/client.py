@@ -262,7 +262,25 @@ def cached_listing(wanted: HubId) -> Listing | None:
     links = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_symlink()}
     files = [Remote(name, p.stat().st_size, p.readlink().name) for name, p in sorted(links.items()) if p.is_file()]
     check_inside(links, wanted.name)
-    return Listing(wanted.name, commit, constants.ENDPOINT, tuple(files), whole=False) if files else None
+    known = _names_at(wanted.name, commit)
+    whole = bool(known) and all(name in links and links[name].is_file() for name in known)
+    return Listing(wanted.name, commit, constants.ENDPOINT, tuple(files), whole) if files else None
+
+
+def _names_at(repository: str, commit: str) -> set[str]:
+    """All names of a commit, where huggingface_hub (2 and newer) noted them; else none."""
+    import huggingface_hub
+
+    if not hasattr(huggingface_hub, "get_cached_repo_tree"):
+        return set()
+    from huggingface_hub import constants
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        found = huggingface_hub.get_cached_repo_tree(repository, revision=commit, cache_dir=constants.HF_HUB_CACHE)
+    except CachedRepoTreeNotFoundError:
+        return set()
+    return {file.path for file in found}
 
 
 def upload(folder: Path, name: str, message: str, private: bool) -> str:

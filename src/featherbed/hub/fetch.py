@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featherbed.choice import AUTO, choose
-from featherbed.errors import HubError, InputError, OptionError, OutputError
+from featherbed.errors import HubError, InputError, OptionError, OutputError, UnreachableError
 from featherbed.folder import MANIFEST, Manifest, dump, file_record, read_manifest, write_text
 from featherbed.hub.client import cached, download
 from featherbed.hub.listing import Listing, Remote
@@ -139,6 +139,13 @@ def fetch(store: Store, plan: Plan, progress: Progress) -> Path:
 
 def _of_checkpoint(store: Store, listing: Listing) -> Plan:
     files = [f for f in listing.files if _matches(f.path, WANTED) and not _matches(f.path, REFUSED)]
+    if not listing.whole:  # without its pooling or prompts it would give other vectors, and nobody would know
+        raise UnreachableError(
+            f"Hub id {listing.repository}",
+            expected="all files of the checkpoint",
+            found="the Hub cannot be asked, and huggingface_hub's cache may have only a part of them",
+            remedy="pull it once with a network",
+        )
     if not any(_matches(f.path, (WEIGHTS,)) for f in files):
         kinds = sorted({Path(f.path).suffix for f in listing.files if f.size_bytes > 2**20})
         raise HubError(
