@@ -1,6 +1,6 @@
 """The real weights of all-MiniLM-L6-v2: built as a user builds them, held against upstream's own vectors.
 
-`make test` fetches them (demo/weights.py). The vectors in reference.safetensors were computed with transformers
+`make real` fetches them (demo/weights.py). The vectors in reference.safetensors were computed with transformers
 on torch by tests/real/make_reference.py, for texts of the shipped probe.
 """
 
@@ -28,7 +28,7 @@ VARIANTS = ("fp32", "int8", "int8-block", "int4", "int4-small", "int8-dynamic", 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    assert (WEIGHTS / "model.safetensors").is_file(), "fetch the weights with: make test, or python demo/weights.py"
+    assert (WEIGHTS / "model.safetensors").is_file(), "fetch the weights with: make real, or python demo/weights.py"
     root = tmp_path_factory.mktemp("real")
     # all of the texts that ship take minutes
     folder = featherbed.build(
