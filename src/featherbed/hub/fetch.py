@@ -13,7 +13,8 @@ from pathlib import Path
 from featherbed.choice import AUTO, choose
 from featherbed.errors import HubError, InputError, OptionError, OutputError, UnreachableError
 from featherbed.folder import MANIFEST, Manifest, dump, file_record, read_manifest, write_text
-from featherbed.hub.client import cached, download
+from featherbed.hub.cached import cached
+from featherbed.hub.client import download
 from featherbed.hub.listing import Listing, Remote
 from featherbed.hub.names import check_portable
 from featherbed.hub.store import CHECKPOINT, MODEL_FOLDER, Record, Store, disk_failed, linked, today

@@ -11,7 +11,8 @@ from pathlib import Path
 from featherbed.choice import AUTO
 from featherbed.errors import CheckpointError, HubError, InputError, OptionError, UnreachableError
 from featherbed.folder import MANIFEST, dump, file_record, open_folder, publish, read_manifest, write_text
-from featherbed.hub.client import cached_listing, default_root, listing, resolve
+from featherbed.hub.cached import cached_listing
+from featherbed.hub.client import default_root, listing, resolve
 from featherbed.hub.fetch import Plan, fetch, planned, restricted
 from featherbed.hub.listing import Listing, Remote
 from featherbed.hub.names import HubId, hub_id
