@@ -45,7 +45,7 @@ def _version4(parts: list[str]) -> int | None:
         return None
     try:
         *first, last = (_number(part) for part in parts)
-    except ValueError:  # 08
+    except ValueError:  # 08, 0x
         return None
     if any(value > 255 for value in first) or last >= 256 ** (4 - len(first)):
         return None
@@ -54,5 +54,5 @@ def _version4(parts: list[str]) -> int | None:
 
 def _number(part: str) -> int:
     if part.startswith("0x"):
-        return int(part[2:] or "0", 16)
+        return int(part[2:], 16)
     return int(part, 8 if part.startswith("0") else 10)
