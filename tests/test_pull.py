@@ -432,6 +432,7 @@ ESCAPES = [
 UNPORTABLE = [
     "con.json", "AUX.txt", "sub/nul.json", "com1.json", "LPT9.tar.json", "CONFIG.json", "1_pooling/Config.json",
     "trailing./x.json", "space /x.json", "what?.json", "a|b.json", "<x>.json", "e" * 260 + ".json", "ﬁ/../x.json",
+    "config.json/x.json", "Config.JSON/y/z.json",
 ]  # fmt: skip
 
 
@@ -489,6 +490,10 @@ def test_a_commit_that_is_no_commit_is_refused(hub: Hub) -> None:
         ("https://huggingface.co", "https://cdn.example/a", "https://169.254.169.254/latest"),
         ("https://huggingface.co", "https://cdn.example/a", "https://10.0.0.8/a"),
         ("https://huggingface.co", "https://cdn.example/a", "https://localhost:8080/a"),
+        ("https://huggingface.co", "https://cdn.example/a", "https://2130706433/a"),
+        ("https://huggingface.co", "https://cdn.example/a", "https://me:x@127.1:80/a"),
+        ("https://huggingface.co", "https://cdn.example/a", "https://LOCALHOST./a"),
+        ("https://huggingface.co", "https://cdn.example/a", "https://[::ffff:127.0.0.1]/a"),
     ],
 )
 def test_redirections_to_less_than_https_or_into_our_network_are_refused(endpoint: str, url: str, target: str) -> None:

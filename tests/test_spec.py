@@ -406,6 +406,24 @@ def test_a_spec_with_something_unknown_is_refused(values: dict[str, Any]) -> Non
     refused(SpecError, lambda: Spec.from_json({**known, **values}))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"family": 5}, {"dim": "x"}, {"dim": "384"}, {"dim": 0}, {"dim": 384.0}, {"dim": True}, {"vocab_size": None},
+        {"max_length": -1}, {"max_length": [512]}, {"pad_id": "0"}, {"pad_id": -1}, {"eos_id": "1"}, {"eos_id": 1.5},
+        {"token_types": 1}, {"token_types": "no"}, {"prompts": []}, {"prompts": {"query": 7}}, {"prompts": None},
+        {"default_prompt_name": 3}, {"pooling": ["mean"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_spec_with_a_value_of_another_kind_is_refused(values: dict[str, Any]) -> None:
+    known = read_spec(FIXTURES / "bert-mean").to_json()
+    (key,) = values
+    assert (
+        key in refused(SpecError, lambda: Spec.from_json({**known, **values})).partition("found")[2] or key == "pooling"
+    )
+
+
 def test_a_spec_cannot_be_changed() -> None:
     spec = read_spec(FIXTURES / "bert-mean")
     with pytest.raises(FrozenInstanceError):

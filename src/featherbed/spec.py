@@ -7,6 +7,7 @@ names both.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +33,22 @@ OLD_KEYS = {
 }
 OTHER_OLD_KEYS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
 FAMILY_POOLING = {"qwen3": Pooling.LAST}  # bert is not here: MiniLM pools by mean, bge by CLS
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+# what the fields of a Spec may be, as JSON has them
+SOUND: dict[str, Callable[[Any], bool]] = {
+    "family": lambda value: isinstance(value, str),
+    **dict.fromkeys(("dim", "vocab_size", "max_length"), lambda value: _whole(value, 1)),
+    "pad_id": lambda value: _whole(value, 0),
+    "eos_id": lambda value: value is None or _whole(value, 0),
+    "token_types": lambda value: isinstance(value, bool),
+    "prompts": lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
+    "default_prompt_name": lambda value: value is None or isinstance(value, str),
+}
 
 
 @dataclass(frozen=True)
@@ -62,14 +79,17 @@ class Spec:
     def from_json(cls, values: dict[str, Any]) -> Spec:
         """The opposite of ``to_json``.
 
-        Raises SpecError when a key is missing or unknown.
+        Raises SpecError when a key is missing or unknown, or has a value of another kind.
         """
         try:
+            for key, sound in SOUND.items():
+                if key in values and not sound(values[key]):
+                    raise ValueError(f"{key}: {values[key]!r}")
             return cls(**{**values, "pooling": Pooling(values["pooling"])})
         except (TypeError, KeyError, ValueError) as error:
             raise SpecError(
                 "spec in the manifest",
-                expected=f"the keys {', '.join(cls.__dataclass_fields__)}",
+                expected=f"sound values of the keys {', '.join(cls.__dataclass_fields__)}",
                 found=str(error),
                 remedy="build the folder again with this version",
             ) from error

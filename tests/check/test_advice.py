@@ -12,7 +12,7 @@ import pytest
 from featherbed.check import advice as room
 from featherbed.check.advice import Advice, advise
 from featherbed.check.baseline import kind_of
-from featherbed.errors import OptionError
+from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import FileRecord, Manifest, Variant, open_folder
 
 EVIDENCE = Path(__file__).parent.parent / "browser" / "evidence"
@@ -172,6 +172,34 @@ def test_reports_without_metrics_or_speed_or_machine_are_no_error() -> None:
     assert advice.variant == "int8"
     assert {one.tokens_per_s for one in advice.candidates} == {None}
     assert {one.cos_min for one in advice.candidates if one.name != "fp32"} == {None}  # fp32 is what is compared with
+
+
+@pytest.mark.parametrize(
+    ("odd", "field"),
+    [
+        ({"metrics": None}, "metrics"),
+        ({"metrics": [1]}, "metrics"),
+        ({"metrics": {"cos_min": "x"}}, "metrics.cos_min"),
+        ({"metrics": {"cos_min": None}}, "metrics.cos_min"),
+        ({"metrics": {"cos_min": True}}, "metrics.cos_min"),
+        ({"metrics": {"cos_min": float("nan")}}, "metrics.cos_min"),
+        ({"bench": 5}, "bench"),
+        ({"bench": [1]}, "bench"),
+        ({"bench": {"machine": 5}}, "bench.machine"),
+        ({"bench": {"machine": {}}}, "bench.machine"),
+        ({"bench": {"machine": {"system": " ", "flags": []}}}, "bench.machine"),
+        ({"bench": {"machine": {"system": "Linux x86_64", "flags": [1]}}}, "bench.machine"),
+        ({"bench": {"machine": HERE}}, "bench.tokens_per_s"),
+        ({"bench": {"machine": HERE, "tokens_per_s": None}}, "bench.tokens_per_s"),
+        ({"bench": {"machine": HERE, "tokens_per_s": "1000"}}, "bench.tokens_per_s"),
+        ({"bench": {"machine": ELSEWHERE[0], "tokens_per_s": {}}}, "bench.tokens_per_s"),
+    ],
+    ids=str,
+)
+def test_a_report_that_is_none_is_said_by_file_and_field(odd: dict[str, Any], field: str) -> None:
+    with pytest.raises(ModelFolderError) as caught:
+        advise(manifest_of(ALL), {"int8": odd}, "owner/m")
+    assert str(caught.value).startswith(f"{field} in reports/int8.json of owner/m: expected ")
 
 
 def test_when_none_is_left_the_error_says_why_of_each(monkeypatch: pytest.MonkeyPatch) -> None:

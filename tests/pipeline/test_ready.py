@@ -13,7 +13,8 @@ from huggingface_hub import constants
 import featherbed
 from featherbed.folder import open_folder
 from featherbed.hub.client import default_root
-from featherbed.hub.store import Store, leads_out
+from featherbed.hub.links import leads_out
+from featherbed.hub.store import Store
 from featherbed.pipeline.build import build
 from featherbed.pipeline.pull import pull
 from featherbed.pipeline.ready import ready

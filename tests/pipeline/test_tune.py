@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 
 import featherbed
 from featherbed.errors import ModelFolderError, OptionError
-from featherbed.folder import open_folder
+from featherbed.folder import Variant, open_folder
+from featherbed.make.write import write_graph
 from featherbed.pipeline import tune as tuning
+from featherbed.pipeline import variants as variants_room
 from featherbed.pipeline.tune import tune
+from featherbed.pipeline.variants import added
 from tests.conftest import FIXTURES
 
 TEXTS = ["a cat sits", "two dogs run in the park", "rain falls on the old town", "who is there?", "numbers 1 2 3 4 5"]
@@ -86,21 +91,69 @@ def test_a_search_goes_on_where_it_stopped(folder: Path, few: Path, monkeypatch:
     assert not measured  # every harm was known
 
 
-def test_a_search_stopped_while_its_winner_is_verified_is_whole_after_the_next(
+def test_a_search_stopped_while_its_winner_comes_or_is_verified_is_whole_after_the_next(
     folder: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(variants_room, "write_graph", partial(write_graph, inline_limit_bytes=0))
+    replace = Path.replace
+
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(tuning, "verify", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
+    def killed(path: Path, target: Path) -> Any:
+        replace(path, target)
+        if target == folder / "config.json":
+            raise KeyboardInterrupt
+
+    for room, name, instead in ((Path, "replace", killed), (tuning, "verify", stopped)):
+        with monkeypatch.context() as patch:
+            patch.setattr(room, name, instead)
+            with pytest.raises(KeyboardInterrupt):
+                tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
+        assert b"model_tuned.onnx" in (folder / "config.json").read_bytes()  # which has a sidecar now
+        open_folder(folder).check_hashes()
     found = tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
     assert found.report is not None
     opened = open_folder(folder)
     opened.check_hashes()
     assert opened.graph_path("tuned").is_file()
+    assert {"config.json", *opened.variant("tuned").files} < opened.manifest.files.keys()
+
+
+def test_a_variant_that_comes_leaves_a_whole_folder_wherever_it_is_stopped(
+    copied: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, folder = Path.replace, copied("bert-mean")
+    for good in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        copied("bert-mean")
+        for end in ("", "_data"):
+            (folder / "onnx" / f"model_tuned.onnx{end}").write_bytes(b"graph")
+        variant = Variant("tuned", {}, ("onnx/model_tuned.onnx", "onnx/model_tuned.onnx_data"), "1.30")
+        left = [good]
+
+        def stopped(path: Path, target: Path, left: list[int] = left) -> Any:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopped)
+            try:
+                added(open_folder(folder), variant)
+            except KeyboardInterrupt:
+                assert "tuned" not in open_folder(folder).manifest.variants
+            else:
+                break
+        open_folder(folder).check_hashes()  # the manifest names nothing that is another
+        added(open_folder(folder), variant)
+    assert good == 3  # the manifest without config.json, config.json, the manifest
+    opened = open_folder(folder)
+    opened.check_hashes()
+    assert {"config.json", *variant.files} < opened.manifest.files.keys()
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert config["transformers.js_config"]["use_external_data_format"] == {"model_tuned.onnx": True}
 
 
 def test_when_nothing_is_within_the_bounds_the_folder_has_the_evidence_only(folder: Path, few: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from featherbed.check.baseline import kind, kind_of
 from featherbed.check.memory import MIB, available_mib
 from featherbed.choice import PREFERENCE, choose
-from featherbed.errors import OptionError
-from featherbed.folder import Manifest
+from featherbed.errors import ModelFolderError, OptionError
+from featherbed.folder import REPORTS, Manifest
 from featherbed.recipe import REFERENCE
 
 ROOM_MIB = 150  # of a session beside its weights, and what the caller needs himself
@@ -46,10 +47,11 @@ def advise(manifest: Manifest, reports: Mapping[str, Mapping[str, Any]], subject
 
     Variants that failed a gate or do not fit into free memory are out. Of the rest: the fastest, where two or more were
     measured on this kind of CPU, and among equals the one that is closest to fp32; else the first of PREFERENCE.
-    Raises OptionError when none is left.
+    Raises OptionError when none is left, ModelFolderError on a report that is none.
     """
     free = available_mib()
-    found = tuple(_candidate(manifest, reports.get(name, {}), name, free) for name in manifest.variants)
+    said = {name: _Said(f"{REPORTS}/{name}.json of {subject}", reports.get(name, {})) for name in manifest.variants}
+    found = tuple(_candidate(manifest, one, name, free) for name, one in said.items())
     left = [one for one in found if not one.out]
     if not left:
         raise OptionError(
@@ -70,22 +72,61 @@ def advise(manifest: Manifest, reports: Mapping[str, Mapping[str, Any]], subject
     return Advice(chosen.name, choose(manifest, subject), (why, *_remarks(chosen, found)), found)
 
 
-def _candidate(manifest: Manifest, report: Mapping[str, Any], name: str, free_mib: float) -> Candidate:
-    bench = report.get("bench") or {}
-    here = bench.get("machine") is not None and kind_of(bench["machine"]) == kind()
+@dataclass(frozen=True)
+class _Said:
+    """What a report says; every figure of it may be missing, or something else. Raises ModelFolderError on that."""
+
+    file: str
+    report: Mapping[str, Any]
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens/s, where this kind of CPU was measured."""
+        if self.report.get("bench") is None:
+            return None
+        bench = self._table(self.report["bench"], "bench")
+        if bench.get("machine") is None:
+            return None
+        machine = self._table(bench["machine"], "bench.machine")
+        flags = machine.get("flags")
+        words = isinstance(flags, list) and all(isinstance(flag, str) for flag in flags)
+        if not (words and isinstance(machine.get("system"), str) and machine["system"].split()):
+            raise self._odd("bench.machine", "a system and its flags", dict(machine))
+        speed = self._number(bench.get("tokens_per_s"), "bench.tokens_per_s")
+        return speed if kind_of(dict(machine)) == kind() else None
+
+    @property
+    def cos_min(self) -> float | None:
+        """The worst cosine, where somebody verified."""
+        if "metrics" not in self.report:
+            return None
+        metrics = self._table(self.report["metrics"], "metrics")
+        return None if "cos_min" not in metrics else self._number(metrics["cos_min"], "metrics.cos_min")
+
+    def _table(self, value: object, field: str) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._odd(field, "a table", value)
+        return value
+
+    def _number(self, value: object, field: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._odd(field, "a number", value)
+        return float(value)
+
+    def _odd(self, field: str, expected: str, value: object) -> ModelFolderError:
+        return ModelFolderError(
+            f"{field} in {self.file}", expected=expected, found=repr(value), remedy="verify or bench again with --save"
+        )
+
+
+def _candidate(manifest: Manifest, said: _Said, name: str, free_mib: float) -> Candidate:
     size = manifest.size_bytes(name)
     needed = size / MIB + ROOM_MIB
     out = "failed a gate" if manifest.variants[name].passed is False else ""
     if not out and needed > free_mib:
         out = f"needs about {needed:.0f} MiB"
-    cosine = 1.0 if name == REFERENCE else report.get("metrics", {}).get("cos_min")
-    return Candidate(
-        name,
-        size,
-        float(cosine) if cosine is not None else None,
-        float(bench["tokens_per_s"]) if here else None,
-        out,
-    )
+    cosine = said.cos_min
+    return Candidate(name, size, 1.0 if name == REFERENCE else cosine, said.speed, out)
 
 
 def _fastest(timed: list[Candidate]) -> tuple[Candidate, str]:

@@ -12,15 +12,18 @@ LONGEST = 72  # characters of a path in the table
 
 
 def command(as_json: JsonFlag = False) -> None:
-    """Say what is in the caches: models of the Hub with their variants, prepacked weights; sizes, and when last used.
+    """Say what is in the caches: models of the Hub with their variants, prepacked weights, and real files for links.
 
     Everything listed may be deleted: it is fetched, built or prepacked again when it is needed.
     """
-    from featherbed.pipeline.doctor import models, packed
+    from featherbed.pipeline.doctor import models, packed, unlinked
 
-    held, entries = list(models()), list(packed())
+    held, entries, real = list(models()), list(packed()), list(unlinked())
     if as_json:
-        print_json({"models": [vars(one) for one in held], "prepacked": [vars(one) for one in entries]})
+        linked = [{**vars(one), "folder": str(one.folder)} for one in real]
+        print_json(
+            {"models": [vars(one) for one in held], "prepacked": [vars(one) for one in entries], "linked": linked}
+        )
         return
     rows = [
         [
@@ -39,8 +42,12 @@ def command(as_json: JsonFlag = False) -> None:
     ]
     if rows:
         print_table("prepacked weights", ["of", "MB", "last used", "useless, because"], rows)
-    total = sum(one.size_bytes for one in held) + sum(one.size_bytes for one in entries)
-    typer.echo(f"{len(held)} of the Hub, {len(entries)} prepacked: {_mb(total)} MB")
+    rows = [[_tail(one.source or str(one.folder)), _mb(one.size_bytes), one.fault or "–"] for one in real]
+    if rows:
+        print_table("real files of folders made of links", ["of", "MB", "useless, because"], rows)
+    sizes = [[one.size_bytes for one in held], [one.size_bytes for one in entries], [one.size_bytes for one in real]]
+    linked_too = f", {len(real)} of folders made of links" if real else ""
+    typer.echo(f"{len(held)} of the Hub, {len(entries)} prepacked{linked_too}: {_mb(sum(map(sum, sizes)))} MB")
 
 
 def _tail(path: str) -> str:

@@ -6,7 +6,6 @@ what has arrived when it is stopped, so it is read here, from where it ended (do
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from featherbed.errors import FeatherbedError, HubError, OutputError, UnreachableError
 from featherbed.hub.listing import Listing, Remote, checked
 from featherbed.hub.names import COMMIT, HubId, check_id, check_inside
+from featherbed.hub.near import is_near
 from featherbed.hub.store import disk_failed
 
 TRIES = 5  # without a byte of progress
@@ -211,7 +211,7 @@ def _streamed(url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Iterator
 def _check_redirection(url: str, target: str, source: Listing) -> None:
     """Raises HubError where we are sent from https to less, to a file, or to a machine that only we can reach."""
     before, after = urlsplit(url), urlsplit(target)
-    inwards = _near(after.hostname or "") and not _near(urlsplit(source.endpoint).hostname or "")
+    inwards = is_near(after.hostname or "") and not is_near(urlsplit(source.endpoint).hostname or "")
     if after.scheme not in ("https", "http") or (before.scheme, after.scheme) == ("https", "http") or inwards:
         raise HubError(
             f"Hub id {source.repository}",
@@ -219,68 +219,6 @@ def _check_redirection(url: str, target: str, source: Listing) -> None:
             found=f"one to {after.scheme}://{after.netloc}",
             remedy="check HF_ENDPOINT and the network",
         )
-
-
-def _near(host: str) -> bool:
-    """Whether a host's name or address is this machine's, or of a private network."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
-    return not address.is_global
-
-
-def cached(source: Listing, file: Remote) -> Path | None:
-    """The file in huggingface_hub's own cache, where other libraries put it, links resolved; None where it is not."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    # in both layouts, with links and without; or under another commit, by the name of its blob
-    found = try_to_load_from_cache(source.repository, file.path, revision=source.commit)
-    blobs = Path(constants.HF_HUB_CACHE) / f"models--{source.repository.replace('/', '--')}" / "blobs"
-    for path in (Path(found) if isinstance(found, str) else None, blobs / file.digest):
-        if path is not None and path.is_file():
-            return path.resolve()
-    return None
-
-
-def cached_listing(wanted: HubId) -> Listing | None:
-    """What huggingface_hub's own cache holds of a revision, when the Hub cannot be asked; None without it.
-
-    Its links are named by the hashes that the Hub gave. Where links cannot be made there are no hashes, and so nothing
-    to compare bytes with: None too.
-    """
-    from huggingface_hub import constants
-
-    home = Path(constants.HF_HUB_CACHE) / f"models--{wanted.name.replace('/', '--')}"
-    reference = home / "refs" / wanted.revision
-    if not wanted.is_commit and not reference.is_file():
-        return None
-    commit = wanted.revision if wanted.is_commit else reference.read_text("utf-8").strip()
-    if not COMMIT.fullmatch(commit):
-        return None
-    snapshot = home / "snapshots" / commit
-    links = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_symlink()}
-    files = [Remote(name, p.stat().st_size, p.readlink().name) for name, p in sorted(links.items()) if p.is_file()]
-    check_inside(links, wanted.name)
-    known = _names_at(wanted.name, commit)
-    whole = bool(known) and all(name in links and links[name].is_file() for name in known)
-    return Listing(wanted.name, commit, constants.ENDPOINT, tuple(files), whole) if files else None
-
-
-def _names_at(repository: str, commit: str) -> set[str]:
-    """All names of a commit, where huggingface_hub (2 and newer) noted them; else none."""
-    import huggingface_hub
-
-    if not hasattr(huggingface_hub, "get_cached_repo_tree"):
-        return set()
-    from huggingface_hub import constants
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    try:
-        found = huggingface_hub.get_cached_repo_tree(repository, revision=commit, cache_dir=constants.HF_HUB_CACHE)
-    except CachedRepoTreeNotFoundError:
-        return set()
-    return {file.path for file in found}
 
 
 def upload(folder: Path, name: str, message: str, private: bool) -> str:

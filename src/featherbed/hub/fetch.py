@@ -13,8 +13,9 @@ from pathlib import Path
 from featherbed.choice import AUTO, choose
 from featherbed.errors import HubError, InputError, OptionError, OutputError, UnreachableError
 from featherbed.folder import MANIFEST, Manifest, dump, file_record, read_manifest, write_text
-from featherbed.hub.client import cached, download
-from featherbed.hub.listing import Listing, Remote
+from featherbed.hub.cached import cached
+from featherbed.hub.client import download
+from featherbed.hub.listing import Listing, Remote, check_digest
 from featherbed.hub.names import check_portable
 from featherbed.hub.store import CHECKPOINT, MODEL_FOLDER, Record, Store, disk_failed, linked, today
 from featherbed.progress import Progress
@@ -63,9 +64,10 @@ def planned(store: Store, listing: Listing, variants: Sequence[str]) -> Plan:
     is fetched for this. Raises HubError on a repository of neither kind, or one whose parts do not fit each other;
     OptionError on an unknown variant.
     """
-    if listing.find(MANIFEST) is None:
+    listed = listing.find(MANIFEST)
+    if listed is None:
         return _of_checkpoint(store, listing)
-    published = _published(store, listing)
+    published = _published(store, listing, listed)
     sound = any(one.passed is not False for one in published.variants.values())
     auto = choose(published, listing.repository) if sound or not variants or AUTO in variants else ""
     asked = {"all": list(published.variants), AUTO: [auto]}
@@ -89,7 +91,7 @@ def planned(store: Store, listing: Listing, variants: Sequence[str]) -> Plan:
             )
     manifest = restricted(published, [*chosen, *_here(store, listing, published)])
     files = [_announced(listing, manifest, name) for name in manifest.files]
-    record = _record(listing, MODEL_FOLDER, auto)
+    record = replace(_record(listing, MODEL_FOLDER, auto), manifest=listed.digest)
     bare = _plan(store, listing, record, files)
     return replace(bare, chosen=tuple(dict.fromkeys(chosen)), manifest=manifest, published=published)
 
@@ -108,21 +110,10 @@ def fetch(store: Store, plan: Plan, progress: Progress) -> Path:
     repository, commit = plan.listing.repository, plan.listing.commit
     with store.lock(repository):
         folder = store.folder(repository, commit)
-        if plan.missing_bytes:  # nothing is counted twice: what is away is not hashed
-            _check_room(store.home(repository), plan.missing_bytes)
-        told = _Told(progress, f"fetch {repository}", sum(step.file.size_bytes for step in plan.steps))
-        alike: dict[str, list[Remote]] = {}  # files of one content grow in one place: one after the other
-        for step in plan.steps:
-            alike.setdefault(step.file.digest, []).append(step.file)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            jobs = [pool.submit(_have_all, store, plan.listing, files, told) for files in alike.values()]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            except BaseException:
-                told.stopped.set()  # those that are under way end at their next bytes, and keep what has arrived
-                pool.shutdown(cancel_futures=True)
-                raise
+        # where each is was planned without the lock: another process may have fetched some since
+        if missing := sum(_step(store, plan.listing, step.file).missing_bytes for step in plan.steps):
+            _check_room(store.home(repository), missing)
+        _get(store, plan, _Told(progress, f"fetch {repository}", sum(step.file.size_bytes for step in plan.steps)))
         record, before = plan.record, store.record(repository, commit)
         if plan.manifest is not None and plan.published is not None:
             _check_small(folder, plan)
@@ -135,6 +126,24 @@ def fetch(store: Store, plan: Plan, progress: Progress) -> Path:
         elif before is not None and not before.whole and before.files.keys() != record.files.keys():
             store.forget_built(repository, commit)  # it was made of less than there is
         return store.finish(record)
+
+
+def _get(store: Store, plan: Plan, told: _Told) -> None:
+    """All files in their places, some at a time. Raises as ``fetch``, and what the Progress raised."""
+    alike: dict[str, list[Remote]] = {}  # files of one content grow in one place: one after the other
+    for step in plan.steps:
+        alike.setdefault(step.file.digest, []).append(step.file)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = [pool.submit(_have_all, store, plan.listing, files, told) for files in alike.values()]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:
+            told.stopped.set()  # those that are under way end at their next bytes, and keep what has arrived
+            pool.shutdown(cancel_futures=True)
+            if told.failed is not None:  # the caller's own: no error of the Hub's
+                raise told.failed from None
+            raise
 
 
 def _of_checkpoint(store: Store, listing: Listing) -> Plan:
@@ -199,16 +208,16 @@ def _others(store: Store, listing: Listing, file: Remote) -> Iterable[Path]:
             yield from (folder / name for name, known in record.files.items() if known.digest == file.digest)
 
 
-def _published(store: Store, listing: Listing) -> Manifest:
+def _published(store: Store, listing: Listing, file: Remote) -> Manifest:
     """The repository's own manifest, fetched if need be and kept beside the folder; the folder's is of what is here."""
-    file = listing.find(MANIFEST)
-    assert file is not None, "whoever asks has seen it"
     place = store.published(listing.repository, listing.commit)
-    other = None if file.matches(place) else cached(listing, file)
-    if other is not None and file.matches(other):
-        linked(other, place)
-    if not file.matches(place):
-        with store.lock(listing.repository):
+    if file.matches(place):
+        return read_manifest(place)
+    with store.lock(listing.repository):
+        if not file.matches(place):  # or another process or thread was faster
+            other = cached(listing, file)
+            if other is not None and file.matches(other):
+                linked(other, store.partial(listing.repository, file.digest))  # ours alone while we hold the lock
             part = _arrived(store, listing, file, _Told(lambda *_: None, "", 0))
             try:
                 part.replace(place)
@@ -220,6 +229,7 @@ def _published(store: Store, listing: Listing) -> Manifest:
 def _announced(listing: Listing, manifest: Manifest, name: str) -> Remote:
     """The file of the listing that a manifest names. Raises HubError when it is another, or none."""
     file, record = listing.find(name), manifest.files[name]
+    check_digest(record.sha256, listing.repository)
     if file is None and not listing.whole:
         return Remote(name, record.size_bytes, record.sha256)  # to be fetched, when there is a network
     other = file is not None and len(file.digest) == len(record.sha256) and file.digest != record.sha256
@@ -234,17 +244,23 @@ def _announced(listing: Listing, manifest: Manifest, name: str) -> Remote:
 
 
 class _Told:
-    """Bytes of all files together, told to a Progress; and whether to stop."""
+    """Bytes of all files together, told to a Progress; whether to stop, and with what the Progress failed."""
 
     def __init__(self, progress: Progress, stage: str, total: int) -> None:
         self.stopped = threading.Event()
+        self.failed: Exception | None = None
         self._progress, self._stage, self._total, self._done = progress, stage, total, 0
         self._lock = threading.Lock()
 
     def __call__(self, count: int) -> None:
         with self._lock:
             self._done += count
-            self._progress(self._stage, self._done, self._total)
+            if not self.stopped.is_set():
+                try:
+                    self._progress(self._stage, self._done, self._total)
+                except Exception as error:  # anything at all: it is the caller's
+                    self.failed = error
+                    self.stopped.set()
         self.pause(0)
 
     def pause(self, seconds: float) -> None:

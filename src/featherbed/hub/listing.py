@@ -7,8 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from featherbed.errors import HubError
+
 BLOCK_BYTES = 2**20
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+OTHER, GONE, UNREADABLE = "its bytes are not those that were fetched", "it is gone", "it cannot be read"
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,20 @@ class Remote:
     digest: str
 
     def matches(self, file: Path) -> bool:
-        """Whether the file on disk is this one: size first, then every byte. False where there is none."""
-        if not file.is_file() or file.stat().st_size != self.size_bytes:
-            return False
-        return digest(file, len(self.digest) == 64) == self.digest
+        """Whether the file on disk is this one: size first, then every byte. False where there is none to read."""
+        return not self.fault(file)
+
+    def fault(self, file: Path) -> str:
+        """Why the file on disk is not this one, "" where it is."""
+        try:
+            if not file.is_file():
+                return OTHER if file.exists() else GONE
+            same = file.stat().st_size == self.size_bytes and digest(file, len(self.digest) == 64) == self.digest
+        except FileNotFoundError:  # it went while we looked
+            return GONE
+        except OSError as error:
+            return f"{UNREADABLE}: {error.strerror or error}"
+        return "" if same else OTHER
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,17 @@ def checked(path: object, size_bytes: object, digest: object) -> Remote:
     assert isinstance(path, str)
     assert isinstance(size_bytes, int)
     return Remote(path, size_bytes, digest)
+
+
+def check_digest(digest: str, repository: str) -> None:
+    """Raises HubError on what is no hash: a manifest may say anything, and hashes name files here."""
+    if not DIGEST.fullmatch(digest):
+        raise HubError(
+            f"a file of {repository}",
+            expected="a hash of 40 or 64 digits",
+            found=repr(digest),
+            remedy="do not use this repository, or ask its owner",
+        )
 
 
 def digest(file: Path, large: bool) -> str:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from featherbed.errors import HubError, OptionError
 
@@ -67,8 +67,12 @@ def check_inside(names: Iterable[str], repository: str) -> None:
 
 
 def check_portable(names: Iterable[str], repository: str) -> None:
-    """Raises HubError on file names that some system cannot keep apart, or keeps for itself."""
+    """Raises HubError on file names that some system cannot keep apart, or keeps for itself.
+
+    A name that is the folder of another is one of them, on every system.
+    """
     seen: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for name in names:
         for part in name.split("/"):
             if part.split(".")[0].lower() in DEVICES:
@@ -81,6 +85,11 @@ def check_portable(names: Iterable[str], repository: str) -> None:
         if same in seen:
             _refuse(name, repository, f"a name that is {seen[same]!r} on disks that know no case")
         seen[same] = name
+        for folder in PurePosixPath(same).parents:
+            folders[str(folder)] = name
+    for same, name in seen.items():
+        if same in folders:
+            _refuse(name, repository, f"a name that is the folder of {folders[same]!r}")
 
 
 def _refuse(name: str, repository: str, why: str) -> None:

@@ -8,18 +8,16 @@
                        revisions.json      which commit a branch or tag was when it was last asked for
                        .lock               held by the process that fetches, as .build-lock, .revisions-lock are
 
-    <root>/links/<key>/    real files of a folder somewhere else that is made of links: huggingface_hub's own cache
-
 A file is put into its place by a rename after every byte was hashed, the record after all files: who finds a record
 finds what it names. Its time of change is when the model was last used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from featherbed.errors import HubError, InputError, OutputError
-from featherbed.folder import MANIFEST, ModelFolder, dump, publish, read_manifest, sidecar_name, sync_folder, write_text
-from featherbed.hub.listing import DIGEST, Listing, Remote
+from featherbed.folder import MANIFEST, dump, read_manifest, sync_folder, write_text
+from featherbed.hub.listing import Listing, Remote, check_digest, checked
 from featherbed.hub.names import COMMIT, check_inside
 from featherbed.spec import read_json
 
 BUILT, PUBLISHED = "-built", ".published.json"
-PARTIAL, REVISIONS, LINKS = "partial", "revisions.json", "links"
+PARTIAL, REVISIONS = "partial", "revisions.json"
 LOCK, BUILD_LOCK, REVISIONS_LOCK = ".lock", ".build-lock", ".revisions-lock"
 LEAST_LINKED_BYTES = 2**20
 MODEL_FOLDER, CHECKPOINT = "model folder", "checkpoint"
@@ -45,7 +43,8 @@ class Record:
     """What came from where: files of ``repository`` at ``commit`` that are here, with the hashes they were checked by.
 
     ``kind`` is MODEL_FOLDER or CHECKPOINT; ``auto`` the variant that "auto" means among all that are published. Not
-    ``whole``: taken without asking the Hub, which may have more that is needed.
+    ``whole``: taken without asking the Hub, which may have more that is needed. ``manifest`` is the hash of the
+    repository's own manifest, "" of a checkpoint and in records of before it was noted.
     """
 
     repository: str
@@ -56,6 +55,7 @@ class Record:
     date: str = ""  # 2026-11-22, UTC: when the last file came
     whole: bool = True
     files: dict[str, Remote] = field(default_factory=dict)
+    manifest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -66,8 +66,8 @@ class Record:
     def from_json(cls, raw: dict[str, Any]) -> Record:
         """Of ``to_json``. Raises KeyError, TypeError or ValueError on something else."""
         words = {key: str(raw[key]) for key in ("repository", "commit", "endpoint", "kind", "auto", "date")}
-        files = {str(n): Remote(str(n), int(f["size_bytes"]), str(f["digest"])) for n, f in raw["files"].items()}
-        return cls(**words, whole=bool(raw["whole"]), files=files)
+        files = {name: checked(name, one["size_bytes"], one["digest"]) for name, one in raw["files"].items()}
+        return cls(**words, whole=bool(raw["whole"]), files=files, manifest=str(raw.get("manifest", "")))
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,8 @@ class Store:
         return self.home(repository) / f"{commit}{PUBLISHED}"
 
     def partial(self, repository: str, digest: str) -> Path:
-        """Where a file grows until it is whole. Raises HubError on what is no hash: a manifest may say anything."""
-        if not DIGEST.fullmatch(digest):
-            raise HubError(
-                f"a file of {repository}",
-                expected="a hash of 40 or 64 digits",
-                found=repr(digest),
-                remedy="do not use this repository, or ask its owner",
-            )
+        """Where a file grows until it is whole. Raises HubError on what is no hash."""
+        check_digest(digest, repository)
         return self.home(repository) / PARTIAL / digest
 
     def record(self, repository: str, commit: str) -> Record | None:
@@ -124,7 +118,7 @@ class Store:
             found = Record.from_json(read_json(path, HubError)) if path.is_file() else None
             if found is not None:
                 check_inside(found.files, repository)
-        except (HubError, KeyError, TypeError, ValueError, AttributeError):
+        except (HubError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
         return found if found is not None and (found.repository, found.commit) == (repository, commit) else None
 
@@ -133,11 +127,13 @@ class Store:
         return self._revisions(repository).get(revision)
 
     def remember(self, repository: str, revision: str, commit: str) -> None:
-        """Note which commit a branch or tag is. Raises OutputError."""
-        if self.revision(repository, revision) != commit:
-            with self.lock(repository, REVISIONS_LOCK):
-                known = self._revisions(repository) | {revision: commit}
-                write_text(self.home(repository) / REVISIONS, dump(known))
+        """Note which commit a branch or tag is; in a cache that cannot be written nothing is noted."""
+        if self.revision(repository, revision) == commit:
+            return
+        # nobody should fail for want of a note: it counts when the Hub cannot be asked
+        with suppress(OutputError), self.lock(repository, REVISIONS_LOCK):
+            known = self._revisions(repository) | {revision: commit}
+            write_text(self.home(repository) / REVISIONS, dump(known))
 
     def put(self, listing: Listing, file: Remote, part: Path) -> None:
         """Move a whole file, checked by its hash, into its place. Raises OutputError."""
@@ -185,24 +181,6 @@ class Store:
         finally:
             lock.release()
 
-    def unlinked(self, model: ModelFolder) -> Path:
-        """A folder of real files with the content of one that is made of links (``leads_out``).
-
-        Hard links cost nothing; where the disk is another one, files are copied. Raises OutputError.
-        """
-        known = f"{model.path.resolve()}\n{dump(model.manifest.to_json())}"
-        place = self.root / LINKS / hashlib.sha256(known.encode()).hexdigest()[:32]
-        if (place / MANIFEST).is_file():
-            return place
-        with self.lock(LINKS):  # which is a name like a repository's: one process or thread at a time
-            if (place / MANIFEST).is_file():
-                return place
-            with publish(place) as folder:
-                for name in (*model.manifest.files, MANIFEST):
-                    self._made((folder / name).parent)
-                    linked((model.path / name).resolve(), folder / name)
-        return place
-
     def forget_built(self, repository: str, commit: str) -> None:
         """Take away what was built of a checkpoint, its manifest first. Raises OutputError."""
         try:
@@ -210,6 +188,12 @@ class Store:
             shutil.rmtree(self.built(repository, commit), ignore_errors=True)
         except OSError as error:
             raise disk_failed(self.built(repository, commit), error) from error
+
+    @contextmanager
+    def still(self, repository: str) -> Iterator[None]:
+        """Nobody fetches a repository, nor builds from it: both locks, in the order in which a build takes them."""
+        with self.lock(repository, BUILD_LOCK), self.lock(repository):
+            yield
 
     def busy(self, repository: str) -> bool:
         """Whether a process is fetching this repository, or building from it, right now."""
@@ -228,26 +212,32 @@ class Store:
 
     def held(self) -> Iterator[Held]:
         """Everything that has a record, by name."""
-        for path in sorted(self.root.glob("*/*.json")):
+        for path in (path for home in inside(self.root) for path in inside(home)):
             repository = path.parent.name.replace("--", "/")
-            record = self.record(repository, path.stem) if COMMIT.fullmatch(path.stem) else None
+            found = path.suffix == ".json" and COMMIT.fullmatch(path.stem)
+            record = self.record(repository, path.stem) if found else None
             if record is not None:
                 folder = self.folder(repository, record.commit)
                 names = tuple(sorted(r for r, c in self._revisions(repository).items() if c == record.commit))
                 size = size_bytes(folder) + size_bytes(self.built(repository, record.commit))
-                yield Held(record, folder, size, path.stat().st_mtime, names)
+                with suppress(OSError):  # it went meanwhile
+                    yield Held(record, folder, size, path.stat().st_mtime, names)
 
-    def left_over(self) -> Iterator[Path]:
+    def repositories(self) -> Iterator[str]:
+        """Names of all repositories of which there is anything, a record or not."""
+        yield from (path.name.replace("--", "/") for path in inside(self.root) if "--" in path.name and path.is_dir())
+
+    def left_over(self, repository: str) -> Iterator[Path]:
         """What no record names: files that have not arrived whole, folders whose fetching was stopped."""
-        for home in sorted(path for path in self.root.glob("*--*") if path.is_dir()):
-            yield from sorted(path for path in (home / PARTIAL).glob("*") if path.is_file())
-            yield from sorted(path for path in home.rglob("*.tmp-*") if path.is_file())
-            for path in sorted(home.glob("*")):
-                commit = path.name.removesuffix(PUBLISHED if path.is_file() else BUILT).removesuffix(".json")
-                folder = path.is_dir() and path.name != PARTIAL and not path.name.startswith(".")
-                ours = folder or COMMIT.fullmatch(commit)
-                if ours and self.record(home.name.replace("--", "/"), commit) is None and not _reads(path):
-                    yield path
+        home = self.home(repository)
+        yield from (path for path in inside(home / PARTIAL) if path.is_file())
+        yield from (path for path in below(home) if ".tmp-" in path.name)
+        for path in inside(home):
+            commit = path.name.removesuffix(PUBLISHED if path.is_file() else BUILT).removesuffix(".json")
+            folder = path.is_dir() and path.name != PARTIAL and not path.name.startswith(".")
+            ours = folder or COMMIT.fullmatch(commit)
+            if ours and self.record(repository, commit) is None and not _reads(path):
+                yield path
 
     def remove(self, repository: str, commit: str) -> None:
         """Take a commit away, its record first. Raises OutputError."""
@@ -292,16 +282,6 @@ def _reads(path: Path) -> bool:
         return False
 
 
-def leads_out(model: ModelFolder) -> bool:
-    """Whether a sidecar is a link out of the folder that its graph is in.
-
-    onnxruntime since 1.24 refuses such a sidecar, and huggingface_hub since 1.32 makes them.
-    """
-    data = [model.path / name for name in model.manifest.files if name.endswith(sidecar_name(".onnx"))]
-    graphs = [path.with_name(path.name.removesuffix("_data")) for path in data]
-    return any(path.resolve().parent != graph.resolve().parent for path, graph in zip(data, graphs, strict=True))
-
-
 def linked(source: Path, target: Path) -> None:
     """A hard link in place of what is at ``target``; a copy of a small file, or where the disk has no links.
 
@@ -321,9 +301,27 @@ def linked(source: Path, target: Path) -> None:
         raise disk_failed(target, error) from error
 
 
-def size_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 where there is none."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+def inside(folder: Path) -> list[Path]:
+    """What is in a folder, by name; nothing where there is none, or none that we may look into."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def below(folder: Path) -> list[Path]:
+    """All files below a folder, as ``inside``: others may take some away, or the folder, while we look."""
+    return [Path(place, name) for place, _, names in os.walk(folder) for name in sorted(names)]
+
+
+def size_bytes(place: Path) -> int:
+    """Bytes of a file, or of all files below a folder; 0 of what is not there, or not there any more."""
+    total = 0
+    for path in (place, *below(place)):
+        with suppress(OSError):
+            found = path.lstat()
+            total += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return total
 
 
 def disk_failed(place: Path, error: OSError) -> OutputError:

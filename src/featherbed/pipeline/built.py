@@ -10,7 +10,7 @@ from featherbed.choice import AUTO, PREFERENCE
 from featherbed.folder import MANIFEST, REPORTS, ModelFolder, open_folder
 from featherbed.hub.store import BUILD_LOCK, Record, Store
 from featherbed.pipeline.build import build
-from featherbed.pipeline.variants import name_sidecars
+from featherbed.pipeline.variants import added
 from featherbed.progress import Progress
 
 
@@ -18,13 +18,20 @@ def built(store: Store, record: Record, variant: str, progress: Progress) -> Pat
     """The model folder made of a checkpoint in the cache, with ``variant`` among the others; "auto" wants the best."""
     out = store.built(record.repository, record.commit)
     source, wanted = f"{record.repository}@{record.commit}", PREFERENCE[0] if variant == AUTO else variant
+    if _has(out, wanted):  # nobody waits for another variant, and a cache that cannot be written serves too
+        return out
     with store.lock(record.repository, BUILD_LOCK):  # who comes second finds it made
         if not (out / MANIFEST).is_file():
             build(source, out, [wanted], progress=progress)
-        elif wanted not in open_folder(out).manifest.variants:
+        elif not _has(out, wanted):
             with tempfile.TemporaryDirectory(prefix=f"{out.name}.tmp-", dir=out.parent) as place:
                 _move(open_folder(build(source, Path(place) / "more", [wanted], progress=progress).folder), wanted, out)
     return out
+
+
+def _has(out: Path, variant: str) -> bool:
+    """Whether it is made. Raises ModelFolderError on a folder that cannot be read."""
+    return (out / MANIFEST).is_file() and variant in open_folder(out).manifest.variants
 
 
 def _move(source: ModelFolder, name: str, out: Path) -> None:
@@ -34,5 +41,4 @@ def _move(source: ModelFolder, name: str, out: Path) -> None:
         (source.path / file).replace(out / file)
     if source.report_path(name).is_file():
         source.report_path(name).replace(out / REPORTS / f"{name}.json")
-    name_sidecars(out, {Path(variant.files[0]).name: len(variant.files) > 1})
-    write_pages(open_folder(out).adding(variant).with_evidence({}))
+    write_pages(added(open_folder(out), variant).with_evidence({}))

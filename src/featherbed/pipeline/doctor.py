@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from featherbed.check.memory import available_mib, total_mib
 from featherbed.errors import InputError
 from featherbed.folder import MANIFEST, ModelFolder, open_folder, read_manifest
 from featherbed.hub.client import connection, default_root
+from featherbed.hub.fetch import restricted
+from featherbed.hub.links import LINKS, Unlinked, all_unlinked
+from featherbed.hub.listing import GONE, OTHER, UNREADABLE, digest
 from featherbed.hub.names import hub_id
 from featherbed.hub.store import MODEL_FOLDER, Held, Record, Store, disk_failed, size_bytes
 from featherbed.pipeline.pull import plan, pull
@@ -26,6 +30,8 @@ from featherbed.progress import Progress, silent
 from featherbed.run.prepack import DAMAGED, default_cache, entries
 from featherbed.run.session import available_providers
 
+MADE_ANEW = "made anew when they are needed"
+Lock = Callable[[], AbstractContextManager[None]]
 PACKAGES = ("onnxruntime", "onnx", "numpy", "tokenizers", "huggingface_hub", "hf_xet", "pyarrow", "bm25s", "torch")
 
 
@@ -33,7 +39,8 @@ PACKAGES = ("onnxruntime", "onnx", "numpy", "tokenizers", "huggingface_hub", "hf
 class Finding:
     """Something in a cache that is not as it should be: where, what, how to mend it, and what mending takes away first.
 
-    ``broken`` False: only unfinished or useless, nothing would be wrong with it.
+    ``broken`` False: only unfinished or useless, nothing would be wrong with it. ``still`` says whether it is so yet,
+    while ``lock`` is held: another process may have finished or mended it meanwhile.
     """
 
     where: str
@@ -43,6 +50,8 @@ class Finding:
     size_bytes: int = 0  # of what is taken away
     broken: bool = True
     again: tuple[str, tuple[str, ...]] | None = None  # the Hub id and the variants that mending fetches
+    lock: Lock = field(default=nullcontext, compare=False, repr=False)
+    still: Callable[[], object] = field(default=lambda: True, compare=False, repr=False)
 
 
 def surroundings() -> dict[str, Any]:
@@ -82,20 +91,34 @@ def examine(progress: Progress = silent) -> Iterator[Finding]:
     store = Store(default_root())
     for held in store.held():
         yield from _of_model(store, held, progress)
-    for path in store.left_over():
-        name = path.relative_to(store.root).parts[0].replace("--", "/")
-        if store.busy(name):  # it is on its way
-            continue
-        whole = path.stat().st_size if path.is_file() else size_bytes(path)
-        what = "a download that was stopped" if path.is_file() else "a folder that was never whole"
-        what = "a record or manifest that cannot be read" if path.suffix == ".json" else what
-        yield Finding(name, what, f"`featherbed pull {name}` goes on with it", (path,), whole, broken=False)
+    for name in store.repositories():
+        if not store.busy(name):  # else it may be on its way
+            yield from (_left_over(store, name, path) for path in store.left_over(name))
+    if not store.busy(LINKS):
+        yield from (_useless(store, one) for one in all_unlinked(store) if one.fault)
     for entry in entries(default_cache()):
         if entry.fault:
             what = f"prepacked weights are useless: {entry.fault}"
             where = entry.source or str(entry.folder)
             damaged = entry.fault == DAMAGED
-            yield Finding(where, what, "made anew when they are needed", (entry.folder,), entry.size_bytes, damaged)
+            yield Finding(where, what, MADE_ANEW, (entry.folder,), entry.size_bytes, damaged)
+
+
+def _left_over(store: Store, name: str, path: Path) -> Finding:
+    what = "a download that was stopped" if path.is_file() else "a folder that was never whole"
+    what = "a record or manifest that cannot be read" if path.suffix == ".json" else what
+    remedy, size = f"`featherbed pull {name}` goes on with it", size_bytes(path)
+    lock = partial(store.still, name)
+    return Finding(name, what, remedy, (path,), size, False, None, lock, lambda: path in store.left_over(name))
+
+
+def _useless(store: Store, one: Unlinked) -> Finding:
+    """Of real files in place of links."""
+    where, what = one.source or f"{one.folder}", f"its real files are useless: {one.fault}"
+    lock = partial(store.lock, LINKS)
+    return Finding(
+        where, what, MADE_ANEW, (one.folder,), one.size_bytes, False, None, lock, lambda: one in all_unlinked(store)
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +155,7 @@ def models() -> Iterator[Model]:
         where = held.folder if model else store.built(record.repository, record.commit)
         try:
             variants = tuple(open_folder(where).manifest.variants)
-        except InputError:
+        except (InputError, OSError):
             variants = ()
         yield Model(
             record.repository, record.commit, held.revisions, record.kind, variants, held.size_bytes, held.used,
@@ -146,25 +169,27 @@ def packed() -> Iterator[Packed]:
         yield Packed(str(entry.folder), entry.source, entry.size_bytes, entry.used, entry.fault)
 
 
+def unlinked() -> Iterator[Unlinked]:
+    """Real files of folders elsewhere that are made of links."""
+    yield from all_unlinked(Store(default_root()))
+
+
 def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int, dict[str, InputError]]:
     """Take away what is broken, unfinished or useless, and fetch again what is broken of models.
 
-    Returns the bytes that were taken away, and by Hub id what was refused: it is fetched when it is needed. Raises
-    OutputError when the disk refuses.
+    What another process is at work on is waited for, and looked at again before it goes. Returns the
+    bytes that were taken away, and by Hub id what was refused: it is fetched when it is needed. Raises OutputError when
+    the disk refuses.
     """
     taken = 0
-    for path in (path for finding in findings for path in finding.remove):
-        try:
-            if path.is_dir():
-                taken += size_bytes(path)
-                shutil.rmtree(path)
-            elif path.exists():
-                taken += path.stat().st_size
-                path.unlink()
-        except OSError as error:
-            raise disk_failed(path, error) from error
+    again: dict[tuple[str, tuple[str, ...]], None] = {}
+    for finding in findings:
+        with finding.lock():
+            if finding.still():
+                taken += sum(map(_removed, finding.remove))
+                again |= {finding.again: None} if finding.again else {}
     failed: dict[str, InputError] = {}
-    for source, variants in dict.fromkeys(one.again for one in findings if one.again):
+    for source, variants in again:
         try:
             pull(source, variants, progress=progress)
         except InputError as error:  # its manifest may be garbage too; the others are fetched all the same
@@ -172,31 +197,72 @@ def mend(findings: Sequence[Finding], progress: Progress = silent) -> tuple[int,
     return taken, failed
 
 
+def _removed(path: Path) -> int:
+    """Take a file or folder away; its bytes. Raises OutputError."""
+    size = size_bytes(path)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_failed(path, error) from error
+    return size
+
+
 def _of_model(store: Store, held: Held, progress: Progress) -> Iterator[Finding]:
     record = held.record
     name = f"{record.repository}@{record.commit}"
-    fetch = f"`featherbed pull {name}` fetches it again"
-    again = (name, _variants(store, record))
-    for done, (path, file) in enumerate(sorted(record.files.items())):
+    again, lock = (name, _variants(store, record)), partial(store.still, record.repository)
+
+    def found(path: Path, what: str, still: Callable[[], object]) -> Finding:
+        remedy, remove = f"`featherbed pull {name}` fetches it again", () if what == GONE else (path,)
+        return Finding(
+            f"{path}", what, remedy, remove, size_bytes(path), True, again, lock,
+            lambda: store.record(record.repository, record.commit) and still(),
+        )  # fmt: skip
+
+    for done, (file, known) in enumerate(sorted(record.files.items())):
         progress(f"read {record.repository}", done, len(record.files))
-        if not file.matches(held.folder / path):
-            there = (held.folder / path).exists()
-            found = "its bytes are not those that were fetched" if there else "it is gone"
-            gone = (held.folder / path,) if there else ()
-            yield Finding(f"{held.folder / path}", found, fetch, gone, file.size_bytes if there else 0, again=again)
+        if fault := known.fault(held.folder / file):
+            yield found(held.folder / file, fault, partial(known.fault, held.folder / file))
     progress(f"read {record.repository}", len(record.files), len(record.files))
-    if record.kind == MODEL_FOLDER:
-        for manifest in (held.folder / MANIFEST, store.published(record.repository, record.commit)):
-            try:
-                read_manifest(manifest)
-            except InputError as error:
-                yield Finding(f"{manifest}", error.found, fetch, (manifest,), again=again)
+    for path, fault in _wrong_manifests(store, record).items():
+        yield found(path, fault, lambda: _wrong_manifests(store, record))
     built = store.built(record.repository, record.commit)
-    if built.is_dir() and not store.busy(record.repository):  # or a variant may be coming to it right now
+    # while a variant may be coming to it, nobody can say
+    if not store.busy(record.repository) and (fault := _broken(built)):
+        remedy, size = "built again when it is needed", size_bytes(built)
+        yield Finding(f"{built}", fault, remedy, (built,), size, True, None, lock, lambda: _broken(built))
+
+
+def _wrong_manifests(store: Store, record: Record) -> dict[Path, str]:
+    """Of a model folder: which manifest in the cache is not as it was fetched, or does not say the same, and why."""
+    published = store.published(record.repository, record.commit)
+    here = store.folder(record.repository, record.commit) / MANIFEST
+    wrong, read = {}, {}
+    for path in (here, published) if record.kind == MODEL_FOLDER else ():
         try:
+            read[path] = read_manifest(path)
+            if path == published and record.manifest and digest(path, len(record.manifest) == 64) != record.manifest:
+                wrong[path] = OTHER
+        except (InputError, OSError) as error:
+            wrong[path] = error.found if isinstance(error, InputError) else f"{UNREADABLE}: {error.strerror}"
+    if not wrong and read and read[here] != restricted(read[published], read[here].variants):
+        wrong[here] = "it does not say what the published one says"
+    return wrong
+
+
+def _broken(built: Path) -> str:
+    """What is wrong with a folder that was built, "" where nothing is, or where it is not there."""
+    try:
+        if built.is_dir():
             open_folder(built).check_hashes()
-        except InputError as error:
-            yield Finding(f"{built}", f"{error.subject}: {error.found}", "built again when it is needed", (built,))
+    except InputError as error:
+        return f"{error.subject}: {error.found}"
+    except OSError as error:
+        return f"{UNREADABLE}: {error.strerror or error}"
+    return ""
 
 
 def _variants(store: Store, record: Record) -> tuple[str, ...]:
@@ -216,7 +282,7 @@ def _variants(store: Store, record: Record) -> tuple[str, ...]:
 def _place(folder: Path) -> dict[str, Any]:
     """A cache's folder, its bytes, what is free on its disk, and whether it can be written."""
     above = next(path for path in (folder, *folder.parents) if path.exists())
-    size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    size = size_bytes(folder)
     free = shutil.disk_usage(above).free
     return {"path": str(folder), "size_bytes": size, "free_bytes": free, "writable": os.access(above, os.W_OK)}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ TOLD = (CONFIG, CARD, PAGE)  # files that tell which variants there are
 
 @dataclass(frozen=True)
 class Pruned:
-    """What went, or would: file → bytes, and the variants gone and kept.
+    """What went, or would: file → bytes (``freeing``), and the variants gone and kept.
 
     ``left_over`` are those of the files that no manifest named any more: a run before this one was stopped.
     """
@@ -65,12 +66,29 @@ def prune(folder: Path | str, keep: Sequence[str], *, force: bool = False, dry_r
     left = _without(model, gone)
     left_over = tuple(sorted({*_left_over(model, left)}))
     names = sorted({*(model.manifest.files.keys() - left.files.keys()), *left_over})
-    freed = {name: (model.path / name).stat().st_size for name in names if (model.path / name).is_file()}
+    freed = freeing(model.path, [name for name in names if (model.path / name).is_file()])
     stopped = any(name not in left.files for name in TOLD if (model.path / name).is_file())
     render(ModelFolder(model.path, left))  # evidence that cannot be read is said before anything goes
     if not dry_run and (gone or freed or stopped):
         _carry_out(model.path, left, tuple(freed))
     return Pruned(freed, left_over, gone, kept)
+
+
+def freeing(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """Bytes that the disk gets back with each of these files when all go: 0 where another name of the file stays.
+
+    Of a file with many names among them, the last has its bytes.
+    """
+    freed: dict[str, int] = {}
+    seen: Counter[tuple[int, int]] = Counter()
+    for name in names:
+        try:
+            found = (folder / name).lstat()
+        except FileNotFoundError:  # it went meanwhile
+            continue
+        seen[found.st_dev, found.st_ino] += 1
+        freed[name] = found.st_size if seen[found.st_dev, found.st_ino] >= found.st_nlink else 0
+    return freed
 
 
 def _kept(model: ModelFolder, keep: Sequence[str], force: bool) -> tuple[str, ...]:

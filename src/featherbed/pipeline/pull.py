@@ -11,9 +11,10 @@ from pathlib import Path
 from featherbed.choice import AUTO
 from featherbed.errors import CheckpointError, HubError, InputError, OptionError, UnreachableError
 from featherbed.folder import MANIFEST, dump, file_record, open_folder, publish, read_manifest, write_text
-from featherbed.hub.client import cached_listing, default_root, listing, resolve
+from featherbed.hub.cached import cached_listing
+from featherbed.hub.client import default_root, listing, resolve
 from featherbed.hub.fetch import Plan, fetch, planned, restricted
-from featherbed.hub.listing import Listing, Remote
+from featherbed.hub.listing import Listing, Remote, check_digest, digest
 from featherbed.hub.names import HubId, hub_id
 from featherbed.hub.store import CHECKPOINT, MODEL_FOLDER, Record, Store, linked
 from featherbed.progress import Progress, silent
@@ -195,8 +196,16 @@ def _here(store: Store, record: Record) -> Listing:
                 remedy="pull again with a network, or see `featherbed doctor`",
             )
         known = file_record(published)
+        if record.manifest and digest(published, len(record.manifest) == 64) != record.manifest:
+            raise HubError(
+                f"{published}",
+                expected="the manifest that was fetched",
+                found="another one: it was changed on the disk",
+                remedy="pull again with a network, or see `featherbed doctor`",
+            )
         files[MANIFEST] = Remote(MANIFEST, known.size_bytes, known.sha256)
         for name, one in read_manifest(published).files.items():
+            check_digest(one.sha256, record.repository)
             files.setdefault(name, Remote(name, one.size_bytes, one.sha256))
     return Listing(record.repository, record.commit, record.endpoint, tuple(files.values()), record.whole)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from featherbed.choice import AUTO
 from featherbed.folder import MANIFEST, open_folder
 from featherbed.hub.client import default_root
+from featherbed.hub.links import leads_out, unlinked
 from featherbed.hub.names import hub_id
-from featherbed.hub.store import MODEL_FOLDER, Store, leads_out
+from featherbed.hub.store import MODEL_FOLDER, Store
 from featherbed.pipeline.pull import commit_of, fetched
 from featherbed.progress import Progress, silent
 from featherbed.run import embedder
@@ -18,14 +19,14 @@ from featherbed.run.session import Memory
 def ready(source: Path | str, variant: str = AUTO, progress: Progress = silent) -> tuple[Path | str, str]:
     """(model folder, variant) of a folder or .onnx file, or of a Hub id.
 
-    A folder is left as it is, but for one whose sidecars are links that onnxruntime refuses (``Store.unlinked``). An id
+    A folder is left as it is, but for one whose sidecars are links that onnxruntime refuses (``unlinked``). An id
     with ready variants is fetched, and "auto" is what it means among all that are published; of a checkpoint, fp32 and
     the variant that is asked for are built in the cache, and verified. Raises as ``pull`` and ``build``.
     """
     wanted = hub_id(source)
     if wanted is None:
         if (Path(source) / MANIFEST).is_file() and leads_out(model := open_folder(Path(source))):
-            return Store(default_root()).unlinked(model), variant
+            return unlinked(Store(default_root()), model), variant
         return source, variant
     store = Store(default_root())
     commit, failed = commit_of(store, wanted)

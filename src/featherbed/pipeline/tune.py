@@ -26,7 +26,7 @@ from featherbed.make.ir import Graph
 from featherbed.make.read import read_graph
 from featherbed.make.tune import Mix
 from featherbed.make.variant import chosen_alpha, prepared
-from featherbed.pipeline.variants import Writer, Written, calibration_tokens, name_sidecars
+from featherbed.pipeline.variants import Writer, Written, added, calibration_tokens
 from featherbed.pipeline.verify import verify
 from featherbed.probe import Probe, read_probe, shipped, shipped_calibration
 from featherbed.progress import Progress, silent
@@ -300,7 +300,6 @@ class _Search:
         for name in names:
             (place / ONNX / name).replace(opened.path / ONNX / name)
         least = inspect_file(opened.path / graph_name(f"_{TUNED}")).least_onnxruntime
-        name_sidecars(opened.path, {f"model_{TUNED}.onnx": len(names) > 1})
-        opened.adding(Variant(TUNED, recipe, tuple(f"{ONNX}/{name}" for name in names), least, None))
+        added(opened, Variant(TUNED, recipe, tuple(f"{ONNX}/{name}" for name in names), least, None))
         gates = [f"{b.metric}={b.value}" for b in self.wish.bounds if b.metric in ("cos_min", "cos_mean")]
         return verify(opened.path, [TUNED], gates=gates, save=True, progress=self.progress)

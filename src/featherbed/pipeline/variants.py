@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import featherbed
-from featherbed.folder import ONNX, FileRecord, dump, graph_name, write_text
+from featherbed.folder import (
+    MANIFEST,
+    ONNX,
+    FileRecord,
+    ModelFolder,
+    Variant,
+    dump,
+    file_record,
+    graph_name,
+    sync_folder,
+    write_text,
+)
 from featherbed.make.calibrate.texts import Calibration
 from featherbed.make.ir import Graph
 from featherbed.make.variant import made
@@ -92,6 +103,23 @@ def name_sidecars(folder: Path, graphs: dict[str, bool]) -> None:
     sidecars = {name: True for name, has in ({**_by_graph(said), **graphs}).items() if has}
     if sidecars or said:
         write_text(path, dump({**config, "transformers.js_config": {"use_external_data_format": sidecars}}))
+
+
+def added(model: ModelFolder, variant: Variant) -> ModelFolder:
+    """A folder with a variant whose files lie in it already, and with a config.json that says whether it has a sidecar.
+
+    While that is written the manifest does not name it, so that at no moment it names what is another: whoever is
+    stopped in between leaves a folder that is whole. Raises OutputError.
+    """
+    graphs = {Path(variant.files[0]).name: len(variant.files) > 1}
+    if misnamed_sidecars(model.path, graphs):
+        files = {name: record for name, record in model.manifest.files.items() if name != CONFIG}
+        write_text(model.path / MANIFEST, dump(replace(model.manifest, files=files).to_json()))
+        sync_folder(model.path)  # after a power cut too
+        name_sidecars(model.path, graphs)
+    there = (model.path / CONFIG).is_file()
+    files = model.manifest.files | ({CONFIG: file_record(model.path / CONFIG)} if there else {})
+    return ModelFolder(model.path, replace(model.manifest, files=files)).adding(variant)
 
 
 def _said(config: dict[str, Any]) -> Any:
