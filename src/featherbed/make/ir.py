@@ -25,12 +25,16 @@ Attribute = int | float | str | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Weight:
-    """A named constant. ``read`` yields it in row blocks, C order, which concatenate to ``shape``."""
+    """A named constant. ``read`` yields it in row blocks, C order, which concatenate to ``shape``.
+
+    ``parts`` are the rows of each matrix, where it is several of a checkpoint laid on top of each other.
+    """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     read: Callable[[], Iterator[Array]] = field(compare=False)
+    parts: tuple[int, ...] = ()
 
     @property
     def size_bytes(self) -> int:
