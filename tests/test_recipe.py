@@ -29,10 +29,20 @@ from featherbed.recipe import (
     calibrated,
     recipe,
     recipes,
+    recorded,
+)
+from featherbed.steps import (
+    NormalFloatLinear,
+    QuantizedOutput,
+    Range,
+    StaticLinear,
+    UnsignedLinear,
+    UnsignedTable,
 )
 
 BITS = {
     "fp32": 32, "int8": 8, "int8-block": 8, "int4": 4, "int4-small": 4, "int8-dynamic": 8, "int8-smooth": 8, "q4": 4,
+    "int8-full": 8, "uint8": 8, "int8-static": 8, "bnb4": 4, "uint8-out": 8,
 }  # fmt: skip
 NOT_GELU, NOWHERE = Smooth(None, Explicit.NOT_GELU), Smooth(None, Explicit.NOWHERE)
 STEPS: dict[str, tuple[Step, ...]] = {
@@ -44,6 +54,11 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "int8-dynamic": (DynamicLinear(8),),
     "int8-smooth": (Smooth(None, Explicit.NOT_GELU), DynamicLinear(8)),
     "q4": (BlockwiseLinear(4, 32, None),),
+    "int8-full": (DynamicLinear(8), UnsignedTable()),
+    "uint8": (UnsignedLinear(8), UnsignedTable()),
+    "int8-static": (StaticLinear(8, Range.MIN_MAX, 99.999),),
+    "bnb4": (NormalFloatLinear(64),),
+    "uint8-out": (Rotate(), NOT_GELU, PerTokenLinear(8, gptq=True), BlockwiseTable(8, 128), QuantizedOutput(0.05)),
 }
 MIXED = MixedLinear((("a", PerTokenLinear()), ("b", None), ("c", BlockwiseLinear(4, 32, None))))
 
@@ -64,12 +79,17 @@ def test_there_is_one_reference_and_the_compatible_ones_do_what_others_ship() ->
         "int8-dynamic",
         "int8-smooth",
         "q4",
+        "int8-full",
+        "uint8",
+        "int8-static",
+        "bnb4",
+        "uint8-out",
     }
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed(name: str) -> None:
-    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4"})
+def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed_the_static_and_outputs(name: str) -> None:
+    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4", "int8-full", "uint8", "bnb4"})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +104,11 @@ def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed(name: 
         (BlockwiseLinear(4, 32, None, gptq=True), True),
         (DynamicLinear(), False),
         (BlockwiseTable(), False),
+        (UnsignedLinear(), False),
+        (UnsignedTable(), False),
+        (NormalFloatLinear(), False),
+        (StaticLinear(), True),
+        (QuantizedOutput(), True),
         (MIXED, False),
         (MixedLinear(()), False),
         (MixedLinear((*MIXED.layers, ("d", PerTokenLinear(gptq=True)))), True),

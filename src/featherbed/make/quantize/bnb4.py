@@ -30,7 +30,13 @@ VALUES = np.asarray(
     np.float32,
 )  # fmt: skip
 ZERO = 7  # the code of 0
-BETWEEN = np.asarray((VALUES[1:].astype(np.float64) + VALUES[:-1]) / 2, np.float32)
+BETWEEN = np.asarray(  # the middles of neighbours; where two floats are as near, the one that onnxruntime has
+    [
+        -0.84809643, -0.6106329, -0.45999527, -0.33967942, -0.2346074, -0.13791174, -0.045525018, 0.03979015,
+        0.120255254, 0.20352125, 0.29201376, 0.38931254, 0.5016634, 0.6427869, 0.8614784,
+    ],
+    np.float32,
+)  # fmt: skip
 
 
 def round_normal(values: Float, block: int) -> tuple[Codes, Float]:
