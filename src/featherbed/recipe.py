@@ -144,6 +144,7 @@ class Recipe:
     shelf: Shelf
     steps: tuple[Step, ...]
     summary: str
+    again: str = ""  # the suffix under which the same file is there once more: a name that others load by default
 
     @property
     def linear_bits(self) -> int:
@@ -219,6 +220,7 @@ RECIPES: dict[str, Recipe] = {
             Shelf.OURS,
             INT8,
             "W8A8 with one activation scale a token, smoothed, GPTQ, 8-bit embedding table: the fastest",
+            "_quantized",
         ),
         Recipe(
             "int8-block",

@@ -133,7 +133,8 @@ def test_codes_scales_and_biases_are_those_of_quantize_static(tmp_path: Path, na
     expected, found = (constants(make(tmp_path, matrix, bias, parts)) for make in (theirs, ours))
     assert (found["x.scale"], found["x.zero"]) == (expected["x_scale"], expected["x_zero_point"])
     assert np.array_equal(found["w.s8"], expected["w_quantized"])
-    assert not expected["w_zero_point"].any() and not found["w.zeros"].any()
+    assert not expected["w_zero_point"].any()
+    assert not found["w.zeros"].any()
     # their float32 arithmetic of too large biases goes another way: the last digit may differ
     exact = name != "biases too large for their steps"
     np.testing.assert_allclose(found["w.scales"], expected["w_scale"].ravel(), rtol=0 if exact else 4 * EPSILON)
@@ -223,8 +224,9 @@ def test_percentiles_are_those_of_onnxruntimes_histogram(percentile: float) -> N
         values = np.concatenate(parts).ravel()
         cut, one, step = (100 - percentile) / 200, 1 / values.size, 2 * 21 / BINS
         low, high = found
-        assert np.mean(values < low) <= cut + one and np.mean(values < low + step) >= cut - one
-        assert np.mean(values < high) <= 1 - cut + one and np.mean(values < high + step) >= 1 - cut - one
+        for edge, share in ((low, cut), (high, 1 - cut)):  # in whose bin the share is reached
+            assert np.mean(values < edge) <= share + one
+            assert np.mean(values < edge + step) >= share - one
 
 
 def test_entropy_is_that_of_onnxruntimes_histogram() -> None:
@@ -247,14 +249,14 @@ def test_a_range_does_not_depend_on_how_values_are_cut_and_lies_within_them(valu
     for method in (Range.MIN_MAX, Range.PERCENTILE):
         step = StaticLinear(activations=method, percentile=90.0)
         low, high = span([whole], step)
-        assert span([part for part in np.array_split(whole, cut)], step) == (low, high)
+        assert span(list(np.array_split(whole, cut)), step) == (low, high)
         assert whole.min() <= low <= high <= whole.max() or low == high
 
 
 def test_of_evenly_filled_bins_a_percentile_cuts_as_many_on_either_side() -> None:
     edges = np.linspace(-1, 1, 101)
-    low, high = by_percentile(np.full(100, 10, np.int64), edges, 90.0)
-    assert (low, high) == (pytest.approx(-0.9, abs=0.021), pytest.approx(0.9, abs=0.041))
+    low, high = by_percentile(np.full(100, 10, np.int64), edges, 89.0)  # 5.5 bins go on either side
+    assert np.allclose((low, high), (-0.9, 0.88))  # the lower edges of the bins in which it is reached
 
 
 def padded(name: str) -> Calibration:
@@ -284,7 +286,7 @@ def test_both_outputs_agree_and_a_text_is_the_same_in_any_company(name: str) -> 
     graph, known = made_by(name, "int8-static"), upstream(name)
     hidden, vectors = ran(graph, known.ids, known.mask)
     for at in range(len(known.ids)):
-        alone_hidden, alone = ran(graph, known.ids[at : at + 1], known.mask[at : at + 1])
+        alone = ran(graph, known.ids[at : at + 1], known.mask[at : at + 1])[1]
         assert np.abs(alone - vectors[at]).max() < 1e-5
     if read_spec(FIXTURES / name).pooling is Pooling.CLS:
         first = hidden[np.arange(len(hidden)), known.mask.argmax(axis=1)]

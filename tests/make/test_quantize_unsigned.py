@@ -104,7 +104,7 @@ def test_codes_scales_and_zero_points_are_those_of_quantize_dynamic(tmp_path: Pa
     for weight in ("w", "t"):
         for mine, other in (("u8", "quantized"), ("scale", "scale"), ("zero", "zero_point")):
             a, b = found[f"{weight}.{mine}"], expected[f"{weight}_{other}"]
-            assert a.dtype == b.dtype and a.shape == b.shape
+            assert (a.dtype, a.shape) == (b.dtype, b.shape)
             assert np.array_equal(a, b)
 
 
@@ -164,7 +164,7 @@ def test_a_table_that_comes_in_blocks_is_rounded_as_whole(sizes: list[int]) -> N
 
     weight = Weight("t", F32, table.shape, read)
     for found, expected in zip(table_weights(weight), round_matrix(table), strict=True):
-        assert np.array_equal(found.array(), expected)
+        assert np.array_equal(found.array(), np.asarray(expected))
 
 
 def test_parts_of_a_matrix_have_a_scale_each_as_if_they_were_apart() -> None:
@@ -177,7 +177,8 @@ def test_parts_of_a_matrix_have_a_scale_each_as_if_they_were_apart() -> None:
         expected, scale, zero = round_matrix(np.asarray(part, np.float32))
         end = start + len(part)
         assert np.array_equal(codes[:, start:end].T, expected)
-        assert np.all(scales[start:end] == scale) and np.all(zeros[start:end] == zero)
+        assert np.all(scales[start:end] == scale)
+        assert np.all(zeros[start:end] == zero)
         start = end
 
 
@@ -203,6 +204,7 @@ def test_a_layer_and_the_table_of_minilm_are_those_of_quantize_dynamic(tmp_path:
         expected = constants(theirs(tmp_path, table if at == 2 else table[:9], part))
         columns = slice(384 * at, 384 * (at + 1))
         assert np.array_equal(codes[:, columns], expected["w_quantized"])
-        assert np.all(scales[columns] == expected["w_scale"]) and np.all(zeros[columns] == expected["w_zero_point"])
+        assert np.all(scales[columns] == expected["w_scale"])
+        assert np.all(zeros[columns] == expected["w_zero_point"])
     for found, name in zip(table_weights(constant("t", table, F32)), ("quantized", "scale", "zero_point"), strict=True):
         assert np.array_equal(found.array(), expected[f"t_{name}"])

@@ -54,6 +54,12 @@ def constant(name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> Weight:
     return Weight(name, array.dtype, array.shape, lambda: iter((array,)))
 
 
+def scalar(name: str, value: float, dtype: npt.DTypeLike) -> Weight:
+    """A single number without axes, as QuantizeLinear wants one scale for a whole tensor."""
+    array = np.asarray(value, dtype=dtype)
+    return Weight(name, array.dtype, (), lambda: iter((array,)))
+
+
 @dataclass(frozen=True)
 class Node:
     """One operator. ``""`` stands for an input that is left out."""

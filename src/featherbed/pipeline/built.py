@@ -10,7 +10,7 @@ from featherbed.choice import AUTO, PREFERENCE
 from featherbed.folder import MANIFEST, REPORTS, ModelFolder, open_folder
 from featherbed.hub.store import BUILD_LOCK, Record, Store
 from featherbed.pipeline.build import build
-from featherbed.pipeline.variants import name_sidecars
+from featherbed.pipeline.variants import graphs_of, name_sidecars
 from featherbed.progress import Progress
 
 
@@ -30,9 +30,9 @@ def built(store: Store, record: Record, variant: str, progress: Progress) -> Pat
 def _move(source: ModelFolder, name: str, out: Path) -> None:
     """Take a variant and its evidence from one folder into another of the same checkpoint; its files come first."""
     variant = source.variant(name)
-    for file in variant.files:
+    for file in (*variant.files, *variant.again):
         (source.path / file).replace(out / file)
     if source.report_path(name).is_file():
         source.report_path(name).replace(out / REPORTS / f"{name}.json")
-    name_sidecars(out, {Path(variant.files[0]).name: len(variant.files) > 1})
+    name_sidecars(out, graphs_of([variant]))
     write_pages(open_folder(out).adding(variant).with_evidence({}))

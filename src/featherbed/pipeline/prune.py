@@ -25,10 +25,11 @@ from featherbed.folder import (
     write_text,
 )
 from featherbed.pipeline.tune import EVIDENCE, PICTURE
-from featherbed.pipeline.variants import CONFIG, misnamed_sidecars, name_sidecars
+from featherbed.pipeline.variants import CONFIG, graphs_of, misnamed_sidecars, name_sidecars
 from featherbed.recipe import RECIPES, REFERENCE, TUNED
 
-SUFFIXES = (*(recipe.suffix for recipe in RECIPES.values()), f"_{TUNED}")  # of the graphs that we write
+AGAIN = tuple(recipe.again for recipe in RECIPES.values() if recipe.again)
+SUFFIXES = (*(recipe.suffix for recipe in RECIPES.values()), *AGAIN, f"_{TUNED}")  # of the graphs that we write
 SEARCH = (f"{REPORTS}/{EVIDENCE}", f"{REPORTS}/{PICTURE}")  # how ``tuned`` was found
 TOLD = (CONFIG, CARD, PAGE)  # files that tell which variants there are
 
@@ -65,12 +66,24 @@ def prune(folder: Path | str, keep: Sequence[str], *, force: bool = False, dry_r
     left = _without(model, gone)
     left_over = tuple(sorted({*_left_over(model, left)}))
     names = sorted({*(model.manifest.files.keys() - left.files.keys()), *left_over})
-    freed = {name: (model.path / name).stat().st_size for name in names if (model.path / name).is_file()}
+    freed = _sizes(model.path, names)
     stopped = any(name not in left.files for name in TOLD if (model.path / name).is_file())
     render(ModelFolder(model.path, left))  # evidence that cannot be read is said before anything goes
     if not dry_run and (gone or freed or stopped):
         _carry_out(model.path, left, tuple(freed))
     return Pruned(freed, left_over, gone, kept)
+
+
+def _sizes(path: Path, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of those of ``names`` that are there; of several names for one file only the first frees any."""
+    sizes: dict[str, int] = {}
+    seen: set[tuple[int, int]] = set()
+    for name in names:
+        if (path / name).is_file():
+            found = (path / name).stat()
+            sizes[name] = 0 if (found.st_dev, found.st_ino) in seen else found.st_size
+            seen.add((found.st_dev, found.st_ino))
+    return sizes
 
 
 def _kept(model: ModelFolder, keep: Sequence[str], force: bool) -> tuple[str, ...]:
@@ -124,7 +137,7 @@ def _carry_out(path: Path, left: Manifest, freed: Sequence[str]) -> None:
     While card, report and config.json are written it does not name them. Graphs go last: until they do, nothing is
     lost but time. Raises OutputError.
     """
-    graphs = {Path(one.files[0]).name: len(one.files) > 1 for one in left.variants.values()}
+    graphs = graphs_of(left.variants.values())
     evidence = [name for name in freed if name.startswith(f"{REPORTS}/")]
     others = [name for name in freed if name not in evidence]
     names = [*map(graph_name, SUFFIXES), *others]

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.make.ir import Graph, Node, Port, constant
+from featherbed.make.ir import Graph, Node, Port, scalar
 from featherbed.make.quantize.unsigned import grid
 from featherbed.steps import QuantizedOutput
 
@@ -31,10 +31,8 @@ def chosen(step: QuantizedOutput, vectors: npt.NDArray[np.float32]) -> Quantized
 
 def apply(graph: Graph, step: QuantizedOutput) -> Graph:
     """The graph with the output ``sentence_embedding_quantized`` behind the others."""
-    scale, zero = (
-        constant(f"{CODES}.scale", step.scale, np.float32),
-        constant(f"{CODES}.zero", step.zero_point, np.uint8),
-    )
+    scale = scalar(f"{CODES}.scale", step.scale, np.float32)
+    zero = scalar(f"{CODES}.zero", step.zero_point, np.uint8)
     codes = Node("QuantizeLinear", (SENTENCE, scale.name, zero.name), (CODES,))
     axes = next(port.axes for port in graph.outputs if port.name == SENTENCE)
     outputs = (*graph.outputs, Port(CODES, np.dtype(np.uint8), axes))

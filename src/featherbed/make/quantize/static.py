@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featherbed.make.ir import Array, Graph, Node, Weight, constant, is_linear
+from featherbed.make.ir import Array, Graph, Node, Weight, constant, is_linear, scalar
 from featherbed.make.quantize.columns import Codes, round_columns
 from featherbed.make.quantize.unsigned import grid
 from featherbed.steps import StaticLinear
@@ -97,7 +97,7 @@ def apply(graph: Graph, step: StaticLinear, spans: Spans) -> Graph:
         scale, zero = grid(*spans[name])
         if x not in done:
             done.add(x)
-            parts = constant(f"{x}.scale", scale, np.float32), constant(f"{x}.zero", zero, np.uint8)
+            parts = scalar(f"{x}.scale", float(scale), np.float32), scalar(f"{x}.zero", int(zero), np.uint8)
             weights |= {part.name: part for part in parts}
             nodes.append(Node("QuantizeLinear", (x, f"{x}.scale", f"{x}.zero"), (f"{x}.u8",)))
             nodes.append(Node("DequantizeLinear", (f"{x}.u8", f"{x}.scale", f"{x}.zero"), (f"{x}.near",)))
