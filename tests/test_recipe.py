@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, fields, replace
-from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -18,7 +17,6 @@ from featherbed.recipe import (
     BlockwiseTable,
     DynamicLinear,
     Explicit,
-    LinearStep,
     MixedLinear,
     PerTokenLinear,
     Recipe,
@@ -29,10 +27,20 @@ from featherbed.recipe import (
     calibrated,
     recipe,
     recipes,
+    recorded,
+)
+from featherbed.steps import (
+    NormalFloatLinear,
+    QuantizedOutput,
+    Range,
+    StaticLinear,
+    UnsignedLinear,
+    UnsignedTable,
 )
 
 BITS = {
     "fp32": 32, "int8": 8, "int8-block": 8, "int4": 4, "int4-small": 4, "int8-dynamic": 8, "int8-smooth": 8, "q4": 4,
+    "int8-full": 8, "uint8": 8, "int8-static": 8, "bnb4": 4, "uint8-out": 8,
 }  # fmt: skip
 NOT_GELU, NOWHERE = Smooth(None, Explicit.NOT_GELU), Smooth(None, Explicit.NOWHERE)
 STEPS: dict[str, tuple[Step, ...]] = {
@@ -44,6 +52,11 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "int8-dynamic": (DynamicLinear(8),),
     "int8-smooth": (Smooth(None, Explicit.NOT_GELU), DynamicLinear(8)),
     "q4": (BlockwiseLinear(4, 32, None),),
+    "int8-full": (DynamicLinear(8), UnsignedTable()),
+    "uint8": (UnsignedLinear(8), UnsignedTable()),
+    "int8-static": (StaticLinear(8, Range.MIN_MAX, 99.999),),
+    "bnb4": (NormalFloatLinear(64),),
+    "uint8-out": (Rotate(), NOT_GELU, PerTokenLinear(8, gptq=True), BlockwiseTable(8, 128), QuantizedOutput(0.05)),
 }
 MIXED = MixedLinear((("a", PerTokenLinear()), ("b", None), ("c", BlockwiseLinear(4, 32, None))))
 
@@ -64,12 +77,17 @@ def test_there_is_one_reference_and_the_compatible_ones_do_what_others_ship() ->
         "int8-dynamic",
         "int8-smooth",
         "q4",
+        "int8-full",
+        "uint8",
+        "int8-static",
+        "bnb4",
+        "uint8-out",
     }
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed(name: str) -> None:
-    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4"})
+def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed_the_static_and_outputs(name: str) -> None:
+    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4", "int8-full", "uint8", "bnb4"})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +102,11 @@ def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed(name: 
         (BlockwiseLinear(4, 32, None, gptq=True), True),
         (DynamicLinear(), False),
         (BlockwiseTable(), False),
+        (UnsignedLinear(), False),
+        (UnsignedTable(), False),
+        (NormalFloatLinear(), False),
+        (StaticLinear(), True),
+        (QuantizedOutput(), True),
         (MIXED, False),
         (MixedLinear(()), False),
         (MixedLinear((*MIXED.layers, ("d", PerTokenLinear(gptq=True)))), True),
@@ -158,6 +181,17 @@ def test_the_reference_is_first_and_nothing_comes_twice(names: list[str]) -> Non
     assert found[1:] == list(dict.fromkeys(name for name in names if name != REFERENCE))
 
 
+def test_a_group_stands_for_several_and_is_named_where_names_are() -> None:
+    assert [r.name for r in recipes(["all"])] == list(RECIPES)
+    web = [r.name for r in recipes(["web"])]
+    assert web == [name for name in ("fp32", "fp16", "int8", "q4", "q4f16") if name in RECIPES]
+    assert [r.name for r in recipes(["bnb4", "web", "int8"])] == ["fp32", "bnb4", *web[1:]]
+    with pytest.raises(OptionError, match="all, web"):
+        recipes(["everything"])
+    with pytest.raises(OptionError, match="all, web"):
+        recipes([])
+
+
 def test_spaces_around_a_name_are_not_part_of_it() -> None:
     assert [r.name for r in recipes([" int8 ", "int8", "q4\t"])] == ["fp32", "int8", "q4"]
 
@@ -185,9 +219,10 @@ def test_a_recipe_says_all_its_parameters_in_json(name: str) -> None:
     assert plain["name"] == name
     assert plain["shelf"] in {"reference", "compatible", "ours"}
     assert plain["suffix"] == recipe(name).suffix
-    kinds = {kind.__name__: kind for kind in (*get_args(LinearStep), Rotate, Smooth, BlockwiseTable)}
-    back = tuple(kinds[step.pop("step")](**step) for step in plain["steps"])
-    assert back == recipe(name).steps
+    assert all(
+        set(said) == {"step", *vars(step)} for said, step in zip(plain["steps"], recipe(name).steps, strict=True)
+    )
+    assert recorded(plain).steps == recipe(name).steps
 
 
 def test_blocks_of_tables_are_powers_of_two() -> None:

@@ -36,7 +36,8 @@ class FileRecord:
 class Variant:
     """One way of storing the model: its recipe as plain values, its files (the .onnx first), its verdict.
 
-    ``passed`` is None until it was verified.
+    ``passed`` is None until it was verified. ``again`` are files of the same content under the names that others load
+    by default: they are counted with nothing.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Variant:
     files: tuple[str, ...]
     least_onnxruntime: str
     passed: bool | None = None
+    again: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``again`` only where there is something."""
+        plain = {key: list(one) if isinstance(one, tuple) else one for key, one in vars(self).items() if key != "name"}
+        return {key: one for key, one in plain.items() if key != "again" or one}
 
 
 @dataclass(frozen=True)
@@ -79,15 +86,7 @@ class Manifest:
             "name": self.name,
             "source": self.source,
             "spec": self.spec.to_json(),
-            "variants": {
-                v.name: {
-                    "recipe": v.recipe,
-                    "files": list(v.files),
-                    "least_onnxruntime": v.least_onnxruntime,
-                    "passed": v.passed,
-                }
-                for v in self.variants.values()
-            },
+            "variants": {v.name: v.to_json() for v in self.variants.values()},
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
             "token_ids_sha256": self.token_ids_sha256,
             "origin": self.origin.to_json(),
@@ -107,10 +106,21 @@ class Manifest:
     def without(self, names: Collection[str]) -> Manifest:
         """This manifest with variants gone, and with the records of files and evidence that only they had."""
         variants = {name: one for name, one in self.variants.items() if name not in names}
-        used = {file for one in variants.values() for file in one.files}
-        gone = {file for name in names for file in (*self.variants[name].files, f"{REPORTS}/{name}.json")} - used
+        used = {file for one in variants.values() for file in (*one.files, *one.again)}
+        gone = {file for one in names for file in (*self.all_files(one), f"{REPORTS}/{one}.json")} - used
         files = {file: record for file, record in self.files.items() if file not in gone}
         return replace(self, variants=variants, files=files)
+
+    def once(self) -> Manifest:
+        """This manifest without the files that are there again."""
+        again = {file for one in self.variants.values() for file in one.again}
+        variants = {name: replace(one, again=()) for name, one in self.variants.items()}
+        files = {file: record for file, record in self.files.items() if file not in again}
+        return replace(self, variants=variants, files=files)
+
+    def all_files(self, name: str) -> tuple[str, ...]:
+        """A variant's files, and those that are there again; none of a name that is none."""
+        return (*self.variants[name].files, *self.variants[name].again) if name in self.variants else ()
 
     def following(self, old: Manifest) -> Manifest:
         """This manifest with the history of an older one, and with those of its variants that are not the same here."""
@@ -189,10 +199,7 @@ class ModelFolder:
     def with_evidence(self, verdicts: dict[str, bool | None]) -> ModelFolder:
         """This folder with verdicts set and the records of card and reports refreshed, written to disk."""
         m = self.manifest
-        variants = {
-            v.name: Variant(v.name, v.recipe, v.files, v.least_onnxruntime, verdicts.get(v.name, v.passed))
-            for v in m.variants.values()
-        }
+        variants = {v.name: replace(v, passed=verdicts.get(v.name, v.passed)) for v in m.variants.values()}
         files = dict(m.files)
         evidence = [self.path / CARD, self.path / PAGE, *sorted((self.path / REPORTS).glob("*.*"))]
         files |= {p.relative_to(self.path).as_posix(): file_record(p) for p in evidence if p.is_file()}
@@ -201,7 +208,7 @@ class ModelFolder:
     def without(self, name: str) -> ModelFolder:
         """This folder with a variant and its evidence gone, written to disk; its graph's files stay."""
         m = self.manifest
-        gone = (*(m.variants[name].files if name in m.variants else ()), f"{REPORTS}/{name}.json")
+        gone = (*m.all_files(name), f"{REPORTS}/{name}.json")
         variants = {k: v for k, v in m.variants.items() if k != name}
         files = {k: record for k, record in m.files.items() if k not in gone}
         history = (*m.history, m.change(name)) if name in m.variants else m.history
@@ -212,7 +219,7 @@ class ModelFolder:
     def adding(self, variant: Variant) -> ModelFolder:
         """This folder with a variant whose files lie in it, written to disk; config.json is taken down anew."""
         m = self.manifest
-        fresh = [*variant.files, *(name for name in m.files if name == "config.json")]
+        fresh = [*variant.files, *variant.again, *(name for name in m.files if name == "config.json")]
         files = m.files | {name: file_record(self.path / name) for name in fresh}
         return self._written(replace(m, variants=m.variants | {variant.name: variant}, files=files))
 
@@ -289,14 +296,16 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError(f"format {raw['format']!r}, where this version reads {FORMAT}")
         files = {str(n): FileRecord(str(r["sha256"]), int(r["size_bytes"])) for n, r in raw["files"].items()}
         variants = {
-            str(n): Variant(str(n), v["recipe"], tuple(v["files"]), v["least_onnxruntime"], v["passed"])
+            str(n): Variant(
+                str(n), v["recipe"], tuple(v["files"]), v["least_onnxruntime"], v["passed"], tuple(v.get("again", ()))
+            )
             for n, v in raw["variants"].items()
         }
         if not all(v.files for v in variants.values()):
             raise ValueError("a variant without files")
         if not all(isinstance(v.recipe, dict) and isinstance(v.least_onnxruntime, str) for v in variants.values()):
             raise ValueError("a variant whose recipe or least onnxruntime is none")
-        for name in [*files, *(f for v in variants.values() for f in v.files)]:
+        for name in [*files, *(f for v in variants.values() for f in (*v.files, *v.again))]:
             if not _inside(name):
                 raise ValueError(f"the path {name!r}, which leaves the folder")
         return Manifest(

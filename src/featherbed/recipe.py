@@ -9,6 +9,15 @@ from enum import StrEnum
 from typing import Any
 
 from featherbed.errors import OptionError
+from featherbed.steps import (
+    NormalFloatLinear,
+    QuantizedOutput,
+    Range,
+    StaticLinear,
+    UnsignedLinear,
+    UnsignedTable,
+    WholeLinear,
+)
 
 
 class Shelf(StrEnum):
@@ -96,13 +105,15 @@ class MixedLinear:
     layers: tuple[tuple[str, LinearStep | None], ...]
 
 
-Step = Rotate | Smooth | LinearStep | MixedLinear | BlockwiseTable
+Step = Rotate | Smooth | LinearStep | MixedLinear | BlockwiseTable | WholeLinear | UnsignedTable | QuantizedOutput
 
 
-def bits_of(step: LinearStep | None) -> int:
+def bits_of(step: LinearStep | WholeLinear | None) -> int:
     """Bits of a weight that a step rounds; 32 for None."""
     if step is None:
         return 32
+    if isinstance(step, NormalFloatLinear):
+        return 4
     return step.bits if isinstance(step, BlockwiseLinear) else step.weight_bits
 
 
@@ -110,7 +121,9 @@ def calibrated(step: Step) -> bool:
     """Whether a step looks at what activations are on real texts."""
     if isinstance(step, MixedLinear):
         return any(how is not None and calibrated(how) for _, how in step.layers)
-    return isinstance(step, Smooth) or (isinstance(step, (PerTokenLinear, BlockwiseLinear)) and step.gptq)
+    return isinstance(step, Smooth | StaticLinear | QuantizedOutput) or (
+        isinstance(step, (PerTokenLinear, BlockwiseLinear)) and step.gptq
+    )
 
 
 def _plain(value: object) -> object:
@@ -131,6 +144,7 @@ class Recipe:
     shelf: Shelf
     steps: tuple[Step, ...]
     summary: str
+    again: str = ""  # the suffix under which the same file is there once more: a name that others load by default
 
     @property
     def linear_bits(self) -> int:
@@ -138,7 +152,7 @@ class Recipe:
         for step in self.steps:
             if isinstance(step, MixedLinear):
                 return min((bits_of(how) for _, how in step.layers), default=32)
-            if isinstance(step, LinearStep):
+            if isinstance(step, LinearStep | WholeLinear):
                 return bits_of(step)
         return 32
 
@@ -155,8 +169,11 @@ class Recipe:
 
 STEPS: dict[str, type[Step]] = {
     step.__name__: step
-    for step in (Rotate, Smooth, PerTokenLinear, DynamicLinear, BlockwiseLinear, MixedLinear, BlockwiseTable)
-}
+    for step in (
+        Rotate, Smooth, PerTokenLinear, DynamicLinear, BlockwiseLinear, MixedLinear, BlockwiseTable,
+        UnsignedLinear, UnsignedTable, StaticLinear, NormalFloatLinear, QuantizedOutput,
+    )
+}  # fmt: skip
 
 
 def _step_of(plain: dict[str, Any]) -> Step:
@@ -165,6 +182,8 @@ def _step_of(plain: dict[str, Any]) -> Step:
         values["layers"] = tuple((name, None if way is None else _step_of(way)) for name, way in values["layers"])
     if "explicit" in values:
         values["explicit"] = Explicit(values["explicit"])
+    if "activations" in values:
+        values["activations"] = Range(values["activations"])
     return STEPS[plain["step"]](**values)
 
 
@@ -189,6 +208,8 @@ REFERENCE = "fp32"
 TUNED = "tuned"
 DEFAULT = (REFERENCE, "int8", "int8-block")  # what build makes when nobody says otherwise
 
+INT8 = (Rotate(), Smooth(explicit=Explicit.NOT_GELU), PerTokenLinear(gptq=True), BlockwiseTable())
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -197,8 +218,9 @@ RECIPES: dict[str, Recipe] = {
             "int8",
             "_int8",
             Shelf.OURS,
-            (Rotate(), Smooth(explicit=Explicit.NOT_GELU), PerTokenLinear(gptq=True), BlockwiseTable()),
+            INT8,
             "W8A8 with one activation scale a token, smoothed, GPTQ, 8-bit embedding table: the fastest",
+            "_quantized",
         ),
         Recipe(
             "int8-block",
@@ -257,8 +279,47 @@ RECIPES: dict[str, Recipe] = {
             (BlockwiseLinear(bits=4, block=32, accuracy_level=None),),
             "MatMulNBits in 4 bits, block 32, symmetric, as most published q4 files",
         ),
+        Recipe(
+            "int8-full",
+            "_int8_full",
+            Shelf.COMPATIBLE,
+            (DynamicLinear(), UnsignedTable()),
+            "int8-dynamic with the embedding tables in 8 bits: depends on the batch",
+        ),
+        Recipe(
+            "uint8",
+            "_uint8",
+            Shelf.COMPATIBLE,
+            (UnsignedLinear(), UnsignedTable()),
+            "quantize_dynamic to u8, a scale a matrix, tables too, as transformers.js: depends on the batch",
+        ),
+        Recipe(
+            "int8-static",
+            "_int8_static",
+            Shelf.COMPATIBLE,
+            (StaticLinear(),),
+            "QDQ: s8 weights a scale a column, activations calibrated: the same in every batch",
+        ),
+        Recipe(
+            "bnb4",
+            "_bnb4",
+            Shelf.COMPATIBLE,
+            (NormalFloatLinear(),),
+            "MatMulBnb4: NF4, block 64",
+        ),
+        Recipe(
+            "uint8-out",
+            "_uint8_out",
+            Shelf.COMPATIBLE,
+            (*INT8, QuantizedOutput()),
+            "int8 with its vector once more in u8, as the output sentence_embedding_quantized",
+        ),
     )
 }
+
+
+WEB = (REFERENCE, "fp16", "int8", "q4", "q4f16")  # what transformers.js looks for
+GROUPS = {"all": tuple(RECIPES), "web": tuple(name for name in WEB if name in RECIPES)}
 
 
 def recipe(name: str) -> Recipe:
@@ -268,10 +329,10 @@ def recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=1)
+    near = difflib.get_close_matches(name, (*RECIPES, *GROUPS), n=1)
     raise OptionError(
         f"variant {name!r}",
-        expected=f"one of {', '.join(RECIPES)}",
+        expected=f"one of {', '.join((*RECIPES, *GROUPS))}",
         found="no such recipe",
         remedy=f"did you mean {near[0]}?" if near else "choose one of these",
     )
@@ -280,13 +341,14 @@ def recipe(name: str) -> Recipe:
 def recipes(names: Iterable[str]) -> tuple[Recipe, ...]:
     """Recipes for ``names`` without doubles, the reference always first: every other answers to it.
 
-    Raises OptionError on an unknown name or an empty list.
+    "all" and "web" among them stand for several. Raises OptionError on an unknown name or an empty list.
     """
-    wanted = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    words = (name.strip() for name in names)
+    wanted = list(dict.fromkeys(name for word in words if word for name in GROUPS.get(word, (word,))))
     if not wanted:
         raise OptionError(
             "--variants",
-            expected=f"a comma-separated list of {', '.join(RECIPES)}",
+            expected=f"a comma-separated list of {', '.join((*RECIPES, *GROUPS))}",
             found="an empty list",
             remedy="name at least one variant",
         )

@@ -61,7 +61,7 @@ def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, 
             remedy="build the folder again with fp32",
         )
     _check_gates(yardstick)
-    graphs = {file for variant in folder.manifest.variants.values() for file in variant.files}
+    graphs = {file for name in folder.manifest.variants for file in folder.manifest.all_files(name)}
     folder.check_hashes(name for name in folder.manifest.files if name not in graphs)
     check_tokens(folder)
     names = tuple(dict.fromkeys((REFERENCE, *variants)))
@@ -69,7 +69,7 @@ def measure(folder: ModelFolder, variants: Sequence[str], yardstick: Yardstick, 
     verdicts: list[Verdict] = []
     reference: Vectors | None = None
     for name in names:
-        folder.check_hashes(iter(folder.variant(name).files))
+        folder.check_hashes(iter(folder.manifest.all_files(folder.variant(name).name)))
         _check_sidecars(folder, name)
         metrics[name], reference = _measure(folder, name, reference, yardstick, progress)
         made_by = recorded(folder.variant(name).recipe)

@@ -11,15 +11,15 @@ import featherbed
 from featherbed.cli.options import Gates, JsonFlag, names, print_json
 from featherbed.cli.verify import print_report
 from featherbed.progress import bar
-from featherbed.recipe import DEFAULT, RECIPES, REFERENCE
+from featherbed.recipe import DEFAULT, GROUPS, RECIPES, REFERENCE
 
 
 def command(
     source: Annotated[str, typer.Argument(help="A checkpoint folder, or a Hub id: owner/name[@revision].")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Model folder to write; NAME-onnx here.")] = None,
-    variants: Annotated[str, typer.Option(help=f"Of {', '.join(RECIPES)}; {REFERENCE} is always built.")] = ",".join(
-        DEFAULT
-    ),
+    variants: Annotated[
+        str, typer.Option(help=f"Of {', '.join(RECIPES)}; {' or '.join(GROUPS)}; {REFERENCE} is always built.")
+    ] = ",".join(DEFAULT),
     gate: Gates = None,
     pooling: Annotated[
         str | None, typer.Option(help="mean, cls or lasttoken: only where the checkpoint does not say.")

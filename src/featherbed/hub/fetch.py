@@ -97,8 +97,9 @@ def planned(store: Store, listing: Listing, variants: Sequence[str]) -> Plan:
 
 
 def restricted(manifest: Manifest, names: Iterable[str]) -> Manifest:
-    """The manifest with these variants only, and without the files that only the others have."""
-    return manifest.without([name for name in manifest.variants if name not in set(names)])
+    """The manifest with these variants only, and without the files that only the others have, or that are there again:
+    nothing is fetched twice."""
+    return manifest.without([name for name in manifest.variants if name not in set(names)]).once()
 
 
 def fetch(store: Store, plan: Plan, progress: Progress) -> Path:

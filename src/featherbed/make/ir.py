@@ -25,12 +25,16 @@ Attribute = int | float | str | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Weight:
-    """A named constant. ``read`` yields it in row blocks, C order, which concatenate to ``shape``."""
+    """A named constant. ``read`` yields it in row blocks, C order, which concatenate to ``shape``.
+
+    ``parts`` are the rows of each matrix, where it is several of a checkpoint laid on top of each other.
+    """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     read: Callable[[], Iterator[Array]] = field(compare=False)
+    parts: tuple[int, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -48,6 +52,12 @@ def constant(name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> Weight:
     """A small weight from a value at hand."""
     array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
     return Weight(name, array.dtype, array.shape, lambda: iter((array,)))
+
+
+def scalar(name: str, value: float, dtype: npt.DTypeLike) -> Weight:
+    """A single number without axes, as QuantizeLinear wants one scale for a whole tensor."""
+    array = np.asarray(value, dtype=dtype)
+    return Weight(name, array.dtype, (), lambda: iter((array,)))
 
 
 @dataclass(frozen=True)

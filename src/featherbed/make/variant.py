@@ -14,19 +14,22 @@ import numpy as np
 
 from featherbed.errors import OptionError
 from featherbed.make import quantize
+from featherbed.make.calibrate.ranges import ranges
 from featherbed.make.calibrate.texts import Calibration, reference, sites, vectors
 from featherbed.make.calibrate.walk import Float, Layer, Walk
 from featherbed.make.graph.lower import lower
 from featherbed.make.ir import Graph
-from featherbed.make.quantize import per_token, simulate
+from featherbed.make.quantize import output, per_token, simulate, static
 from featherbed.make.quantize.columns import Ready
 from featherbed.make.quantize.compensate import StepOf, compensate
 from featherbed.make.quantize.table import tables
 from featherbed.make.transforms import rotate, smooth
 from featherbed.progress import Progress, silent
 from featherbed.recipe import BlockwiseTable, LinearStep, MixedLinear, Rotate, Smooth, Step, calibrated
+from featherbed.steps import NormalFloatLinear, QuantizedOutput, StaticLinear, UnsignedLinear, UnsignedTable
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
+OUTPUT_TOKENS = 16_384  # of the calibration texts, whose vectors say what their codes span
 SWEEP_TOKENS = 2048  # of the calibration texts, for each α
 
 
@@ -42,6 +45,7 @@ def made(graph: Graph, steps: tuple[Step, ...], texts: Calibration | None, progr
     """``graph`` after ``steps``. Raises OptionError when a step needs calibration texts and there are none."""
     chosen: list[Step] = []
     ready: Ready = {}
+    original = graph
     for at, step in enumerate(steps):
         if calibrated(step) and texts is None:
             raise OptionError(
@@ -56,7 +60,14 @@ def made(graph: Graph, steps: tuple[Step, ...], texts: Calibration | None, progr
             case Smooth():
                 assert texts is not None
                 graph, step = _smoothed(graph, step, steps[at + 1 :], texts, progress)
-            case BlockwiseTable():
+            case StaticLinear():
+                assert texts is not None
+                graph = static.apply(graph, step, ranges(graph, step, texts, progress))
+            case QuantizedOutput():
+                assert texts is not None
+                step = output.chosen(step, reference(original, texts.part(OUTPUT_TOKENS), "look at vectors", progress))
+                graph = output.apply(graph, step)
+            case BlockwiseTable() | UnsignedLinear() | UnsignedTable() | NormalFloatLinear():
                 graph = quantize.apply(graph, step)
             case _:
                 if calibrated(step):

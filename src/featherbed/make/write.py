@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from featherbed.errors import OutputError
-from featherbed.folder import FileRecord, sidecar_name
+from featherbed.folder import FileRecord, file_record, sidecar_name
 from featherbed.make.ir import MICROSOFT, Array, Graph, Node, Port, Weight
 
 IR_VERSION = 10
@@ -100,6 +101,40 @@ def write_graph(
             remedy="free space or choose another folder with -o",
         ) from error
     return records
+
+
+def write_again(path: Path, target: Path) -> dict[str, FileRecord]:
+    """A graph that was written, and its sidecar, once more under another name: links where the disk has them.
+
+    A graph with a sidecar names it, so it is another file then. Returns the record of each file by name. Raises
+    OutputError.
+    """
+    sidecar = path.with_name(sidecar_name(path.name))
+    try:
+        if not sidecar.is_file():
+            return {target.name: _linked(path, target)}
+        model = onnx.load(str(path), load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = sidecar_name(target.name) if entry.key == "location" else entry.value
+        target.write_bytes(model.SerializeToString(deterministic=True))
+        beside = target.with_name(sidecar_name(target.name))
+        return {target.name: file_record(target), beside.name: _linked(sidecar, beside)}
+    except OSError as error:
+        raise OutputError(
+            f"{target}",
+            expected="room for a copy, where the disk has no links",
+            found=f"{error.strerror or error}",
+            remedy="free space or choose another folder with -o",
+        ) from error
+
+
+def _linked(source: Path, target: Path) -> FileRecord:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return file_record(target)
 
 
 def model_bytes(graph: Graph) -> bytes:

@@ -34,7 +34,7 @@ from featherbed.make.checkpoint import Checkpoint, open_checkpoint
 from featherbed.make.graph import reference_graph
 from featherbed.origin import read_origin
 from featherbed.pipeline.pull import copied, locate
-from featherbed.pipeline.variants import Writer, Written, calibration_tokens, name_sidecars
+from featherbed.pipeline.variants import Writer, Written, calibration_tokens, graphs_of, name_sidecars
 from featherbed.pipeline.verify import save_evidence
 from featherbed.probe import read_probe, shipped, shipped_calibration
 from featherbed.progress import Progress, silent
@@ -134,12 +134,13 @@ def _check_options(name: str, gates: bool, pooling: str | None, calibration: Pat
 def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], checkpoint: Checkpoint) -> Manifest:
     variants = {
         w.name: Variant(
-            w.name, w.recipe, tuple(w.records), inspect_file(folder / graph_name(w.suffix)).least_onnxruntime
+            w.name, w.recipe, tuple(w.records), inspect_file(folder / graph_name(w.suffix)).least_onnxruntime,
+            again=tuple(w.again),
         )
         for w in written
-    }
-    name_sidecars(folder, {f"model{w.suffix}.onnx": len(w.records) > 1 for w in written})
-    files = {n: record for w in written for n, record in w.records.items()}
+    }  # fmt: skip
+    name_sidecars(folder, graphs_of(variants.values()))
+    files = {n: record for w in written for n, record in (w.records | w.again).items()}
     others = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name != ONNX)
     files |= {p.relative_to(folder).as_posix(): file_record(p) for p in others}
     sources = {e.path for e in checkpoint.entries.values()} | {checkpoint.folder / "config.json"}

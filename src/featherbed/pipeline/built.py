@@ -37,7 +37,7 @@ def _has(out: Path, variant: str) -> bool:
 def _move(source: ModelFolder, name: str, out: Path) -> None:
     """Take a variant and its evidence from one folder into another of the same checkpoint; its files come first."""
     variant = source.variant(name)
-    for file in variant.files:
+    for file in (*variant.files, *variant.again):
         (source.path / file).replace(out / file)
     if source.report_path(name).is_file():
         source.report_path(name).replace(out / REPORTS / f"{name}.json")

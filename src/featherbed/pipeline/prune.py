@@ -26,10 +26,11 @@ from featherbed.folder import (
     write_text,
 )
 from featherbed.pipeline.tune import EVIDENCE, PICTURE
-from featherbed.pipeline.variants import CONFIG, misnamed_sidecars, name_sidecars
+from featherbed.pipeline.variants import CONFIG, graphs_of, misnamed_sidecars, name_sidecars
 from featherbed.recipe import RECIPES, REFERENCE, TUNED
 
-SUFFIXES = (*(recipe.suffix for recipe in RECIPES.values()), f"_{TUNED}")  # of the graphs that we write
+AGAIN = tuple(recipe.again for recipe in RECIPES.values() if recipe.again)
+SUFFIXES = (*(recipe.suffix for recipe in RECIPES.values()), *AGAIN, f"_{TUNED}")  # of the graphs that we write
 SEARCH = (f"{REPORTS}/{EVIDENCE}", f"{REPORTS}/{PICTURE}")  # how ``tuned`` was found
 TOLD = (CONFIG, CARD, PAGE)  # files that tell which variants there are
 
@@ -142,7 +143,7 @@ def _carry_out(path: Path, left: Manifest, freed: Sequence[str]) -> None:
     While card, report and config.json are written it does not name them. Graphs go last: until they do, nothing is
     lost but time. Raises OutputError.
     """
-    graphs = {Path(one.files[0]).name: len(one.files) > 1 for one in left.variants.values()}
+    graphs = graphs_of(left.variants.values())
     evidence = [name for name in freed if name.startswith(f"{REPORTS}/")]
     others = [name for name in freed if name not in evidence]
     names = [*map(graph_name, SUFFIXES), *others]

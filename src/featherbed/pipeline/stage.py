@@ -12,9 +12,10 @@ from typing import Any
 
 from featherbed.check.page import write_pages
 from featherbed.errors import ModelFolderError, OptionError, OutputError
-from featherbed.folder import MANIFEST, ONNX, FileRecord, Manifest, ModelFolder, dump, file_record, write_text
+from featherbed.folder import MANIFEST, ONNX, FileRecord, Manifest, ModelFolder, Variant, dump, file_record, write_text
 from featherbed.make.relocate import relocate
-from featherbed.pipeline.variants import CONFIG, misnamed_sidecars, name_sidecars
+from featherbed.make.write import write_again
+from featherbed.pipeline.variants import CONFIG, graphs_of, misnamed_sidecars, name_sidecars
 from featherbed.recipe import REFERENCE
 from featherbed.spec import read_json
 
@@ -51,9 +52,10 @@ def staged(model: ModelFolder, names: Collection[str], weights: Weights, place: 
     moved = {
         name: records for name in left.variants if (records := _moved(model, name, weights, place / ONNX)) is not None
     }
-    manifest = _with_files(left, moved)
+    again = {name: _again(left.variants[name], place) for name in moved}
+    manifest = _with_files(left, moved, again)
     for file in manifest.files:
-        if not any(file in records for records in moved.values()):
+        if not any(file in records for records in (*moved.values(), *again.values())):
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             _link(model.path / file, place / file)
     write_text(place / MANIFEST, dump(manifest.to_json()))
@@ -82,16 +84,23 @@ def _moved(model: ModelFolder, name: str, weights: Weights, onnx: Path) -> Recor
     return None if written is None else {f"{ONNX}/{file}": record for file, record in written.items()}
 
 
-def _with_files(manifest: Manifest, moved: dict[str, Records]) -> Manifest:
+def _again(variant: Variant, place: Path) -> Records:
+    """The files that a moved variant has under its other name, written for its files in ``place``."""
+    if not variant.again:
+        return {}
+    written = write_again(place / variant.files[0], place / variant.again[0])
+    return {f"{ONNX}/{file}": record for file, record in written.items()}
+
+
+def _with_files(manifest: Manifest, moved: dict[str, Records], again: dict[str, Records]) -> Manifest:
     """The manifest with other files for the variants that moved."""
     variants = {
-        name: replace(one, files=tuple(moved[name])) if name in moved else one
+        name: replace(one, files=tuple(moved[name]), again=tuple(again[name])) if name in moved else one
         for name, one in manifest.variants.items()
     }
-    used = {file for one in variants.values() for file in one.files}
-    gone = {file for one in manifest.variants.values() for file in one.files} - used
+    gone = {file for name in moved for file in manifest.all_files(name)}
     files = {name: record for name, record in manifest.files.items() if name not in gone}
-    for records in moved.values():
+    for records in (*moved.values(), *again.values()):
         files |= records
     return replace(manifest, variants=variants, files=files)
 
@@ -115,8 +124,9 @@ def _link(source: Path, target: Path) -> None:
 
 def _tell_config(new: ModelFolder, model: ModelFolder) -> ModelFolder:
     """Have config.json name the graphs that have a sidecar now, and no others."""
-    graphs = {Path(one.files[0]).name: False for one in model.manifest.variants.values()}
-    graphs |= {Path(one.files[0]).name: len(one.files) > 1 for one in new.manifest.variants.values()}
+    graphs = dict.fromkeys(graphs_of(model.manifest.variants.values()), False) | graphs_of(
+        new.manifest.variants.values()
+    )
     misnamed = misnamed_sidecars(new.path, graphs)
     if not misnamed:
         return new

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from featherbed.folder import (
 from featherbed.make.calibrate.texts import Calibration
 from featherbed.make.ir import Graph
 from featherbed.make.variant import made
-from featherbed.make.write import write_graph
+from featherbed.make.write import write_again, write_graph
 from featherbed.progress import Progress
 from featherbed.recipe import Recipe
 from featherbed.spec import Spec, read_json
@@ -42,12 +43,16 @@ def calibration_tokens(graph: Graph) -> int:
 
 @dataclass(frozen=True)
 class Written:
-    """A variant on disk: its recipe as plain values, and its files' records by name inside the folder, graph first."""
+    """A variant on disk: its recipe as plain values, and its files' records by name inside the folder, graph first.
+
+    ``again`` are the records of files that are there once more, under the recipe's other suffix.
+    """
 
     name: str
     suffix: str
     recipe: dict[str, Any]
     records: dict[str, FileRecord]
+    again: dict[str, FileRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,20 @@ class Writer:
         }
         records = write_graph(result.graph, self.folder / graph_name(recipe.suffix), metadata, advance)
         self.progress(f"write {recipe.name}", total, total)
-        return Written(recipe.name, recipe.suffix, plain, {f"{ONNX}/{name}": records[name] for name in sorted(records)})
+        more: dict[str, FileRecord] = {}
+        if recipe.again:
+            more = write_again(self.folder / graph_name(recipe.suffix), self.folder / graph_name(recipe.again))
+        return Written(recipe.name, recipe.suffix, plain, _in_folder(records), _in_folder(more))
+
+
+def _in_folder(records: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    return {f"{ONNX}/{name}": records[name] for name in sorted(records)}
+
+
+def graphs_of(variants: Iterable[Variant]) -> dict[str, bool]:
+    """The file names of variants' graphs, with whether each has a sidecar."""
+    files = (some for one in variants for some in (one.files, one.again) if some)
+    return {Path(some[0]).name: len(some) > 1 for some in files}
 
 
 def misnamed_sidecars(folder: Path, graphs: dict[str, bool]) -> dict[str, bool]:
@@ -111,7 +129,7 @@ def added(model: ModelFolder, variant: Variant) -> ModelFolder:
     While that is written the manifest does not name it, so that at no moment it names what is another: whoever is
     stopped in between leaves a folder that is whole. Raises OutputError.
     """
-    graphs = {Path(variant.files[0]).name: len(variant.files) > 1}
+    graphs = graphs_of([variant])
     if misnamed_sidecars(model.path, graphs):
         files = {name: record for name, record in model.manifest.files.items() if name != CONFIG}
         write_text(model.path / MANIFEST, dump(replace(model.manifest, files=files).to_json()))

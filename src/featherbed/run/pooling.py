@@ -42,6 +42,11 @@ def check_mask(mask: npt.NDArray[np.generic]) -> None:
         )
 
 
+def dequantized(codes: npt.NDArray[np.uint8], scale: float, zero_point: int) -> Vectors:
+    """What u8 codes of vectors stand for: (code − zero_point) · scale. Cosines of the codes themselves are wrong."""
+    return np.asarray((codes.astype(np.float32) - np.float32(zero_point)) * np.float32(scale), np.float32)
+
+
 def normalize(vectors: Vectors) -> Vectors:
     """Rows at length 1; a row of zeros stays as it is."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)

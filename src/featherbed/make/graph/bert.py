@@ -26,7 +26,8 @@ def _stacked(name: str, parts: tuple[Weight, ...]) -> Weight:
             yield from part.read()
 
     first = parts[0]
-    return Weight(name, first.dtype, (sum(p.shape[0] for p in parts), *first.shape[1:]), read)
+    rows = tuple(p.shape[0] for p in parts)
+    return Weight(name, first.dtype, (sum(rows), *first.shape[1:]), read, rows)
 
 
 def _row(bias: Weight) -> Weight:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from featherbed.make.ir import Graph
-from featherbed.make.quantize import blockwise, dynamic, per_token, table
+from featherbed.make.quantize import blockwise, bnb4, dynamic, per_token, table, unsigned
 from featherbed.make.quantize.columns import Ready
-from featherbed.recipe import BlockwiseLinear, BlockwiseTable, DynamicLinear, LinearStep, MixedLinear, PerTokenLinear
+from featherbed.recipe import (
+    BlockwiseLinear,
+    BlockwiseTable,
+    DynamicLinear,
+    LinearStep,
+    MixedLinear,
+    PerTokenLinear,
+)
+from featherbed.steps import NormalFloatLinear, UnsignedLinear, UnsignedTable
+
+Rounding = LinearStep | MixedLinear | BlockwiseTable | UnsignedLinear | UnsignedTable | NormalFloatLinear
 
 
-def apply(graph: Graph, step: LinearStep | MixedLinear | BlockwiseTable, ready: Ready | None = None) -> Graph:
+def apply(graph: Graph, step: Rounding, ready: Ready | None = None) -> Graph:
     """The graph after one step; the graph handed in is not changed.
 
     ``ready`` has the arrays of weights that were rounded before, by name; all others are rounded to the nearest.
@@ -24,6 +34,12 @@ def apply(graph: Graph, step: LinearStep | MixedLinear | BlockwiseTable, ready: 
             return blockwise.apply(graph, step, ready)
         case BlockwiseTable():
             return table.apply(graph, step)
+        case UnsignedLinear():
+            return unsigned.linear(graph)
+        case UnsignedTable():
+            return unsigned.tables(graph)
+        case NormalFloatLinear():
+            return bnb4.apply(graph, step)
         case MixedLinear():
             return _mixed(graph, step, ready)
 
