@@ -18,6 +18,7 @@ from featherbed.recipe import (
     BlockwiseTable,
     DynamicLinear,
     Explicit,
+    Half,
     LinearStep,
     MixedLinear,
     PerTokenLinear,
@@ -25,6 +26,7 @@ from featherbed.recipe import (
     Rotate,
     Shelf,
     Smooth,
+    Standard,
     Step,
     calibrated,
     recipe,
@@ -33,6 +35,7 @@ from featherbed.recipe import (
 
 BITS = {
     "fp32": 32, "int8": 8, "int8-block": 8, "int4": 4, "int4-small": 4, "int8-dynamic": 8, "int8-smooth": 8, "q4": 4,
+    "fp16": 16, "q4f16": 4,
 }  # fmt: skip
 NOT_GELU, NOWHERE = Smooth(None, Explicit.NOT_GELU), Smooth(None, Explicit.NOWHERE)
 STEPS: dict[str, tuple[Step, ...]] = {
@@ -44,6 +47,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "int8-dynamic": (DynamicLinear(8),),
     "int8-smooth": (Smooth(None, Explicit.NOT_GELU), DynamicLinear(8)),
     "q4": (BlockwiseLinear(4, 32, None),),
+    "fp16": (Half(), Standard()),
+    "q4f16": (BlockwiseLinear(4, 32, None), Half(), Standard(blocks=True)),
 }
 MIXED = MixedLinear((("a", PerTokenLinear()), ("b", None), ("c", BlockwiseLinear(4, 32, None))))
 
@@ -64,12 +69,14 @@ def test_there_is_one_reference_and_the_compatible_ones_do_what_others_ship() ->
         "int8-dynamic",
         "int8-smooth",
         "q4",
+        "fp16",
+        "q4f16",
     }
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed(name: str) -> None:
-    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4"})
+    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4", "fp16", "q4f16"})
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_a_recipe_says_all_its_parameters_in_json(name: str) -> None:
     assert plain["name"] == name
     assert plain["shelf"] in {"reference", "compatible", "ours"}
     assert plain["suffix"] == recipe(name).suffix
-    kinds = {kind.__name__: kind for kind in (*get_args(LinearStep), Rotate, Smooth, BlockwiseTable)}
+    kinds = {kind.__name__: kind for kind in (*get_args(LinearStep), Rotate, Smooth, BlockwiseTable, Half, Standard)}
     back = tuple(kinds[step.pop("step")](**step) for step in plain["steps"])
     assert back == recipe(name).steps
 

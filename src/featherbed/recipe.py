@@ -96,7 +96,28 @@ class MixedLinear:
     layers: tuple[tuple[str, LinearStep | None], ...]
 
 
-Step = Rotate | Smooth | LinearStep | MixedLinear | BlockwiseTable
+@dataclass(frozen=True)
+class Half:
+    """Weights and products in float16, sums in float32; what no other step has rounded."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Operators of the ONNX standard only. ``blocks`` leaves MatMulNBits, which browsers and GPUs have kernels for."""
+
+    blocks: bool = False
+
+
+@dataclass(frozen=True)
+class Static:
+    """Fixed shapes: ``batch`` texts of ``tokens`` tokens each, for engines that want them."""
+
+    batch: int
+    tokens: int
+
+
+Ending = Half | Standard | Static  # what is done to the finished graph, in this order
+Step = Rotate | Smooth | LinearStep | MixedLinear | BlockwiseTable | Ending
 
 
 def bits_of(step: LinearStep | None) -> int:
@@ -134,13 +155,18 @@ class Recipe:
 
     @property
     def linear_bits(self) -> int:
-        """Bits of a linear layer's weight, the fewest of all: 32 where no step touches them."""
+        """Bits of a linear layer's weight, the fewest of all: 32 where no step touches them, 16 after Half alone."""
         for step in self.steps:
             if isinstance(step, MixedLinear):
                 return min((bits_of(how) for _, how in step.layers), default=32)
             if isinstance(step, LinearStep):
                 return bits_of(step)
-        return 32
+        return 16 if self.half else 32
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in float16."""
+        return any(isinstance(step, Half) for step in self.steps)
 
     @property
     def calibrated(self) -> bool:
@@ -155,8 +181,11 @@ class Recipe:
 
 STEPS: dict[str, type[Step]] = {
     step.__name__: step
-    for step in (Rotate, Smooth, PerTokenLinear, DynamicLinear, BlockwiseLinear, MixedLinear, BlockwiseTable)
-}
+    for step in (
+        Rotate, Smooth, PerTokenLinear, DynamicLinear, BlockwiseLinear, MixedLinear, BlockwiseTable, Half, Standard,
+        Static,
+    )
+}  # fmt: skip
 
 
 def _step_of(plain: dict[str, Any]) -> Step:
@@ -256,6 +285,20 @@ RECIPES: dict[str, Recipe] = {
             Shelf.COMPATIBLE,
             (BlockwiseLinear(bits=4, block=32, accuracy_level=None),),
             "MatMulNBits in 4 bits, block 32, symmetric, as most published q4 files",
+        ),
+        Recipe(
+            "fp16",
+            "_fp16",
+            Shelf.COMPATIBLE,
+            (Half(), Standard()),
+            "float16 in standard operators, sums in float32: for GPUs and neural engines",
+        ),
+        Recipe(
+            "q4f16",
+            "_q4f16",
+            Shelf.COMPATIBLE,
+            (BlockwiseLinear(bits=4, block=32, accuracy_level=None), Half(), Standard(blocks=True)),
+            "q4, and float16 for the rest: what browsers load on a GPU",
         ),
     )
 }

@@ -16,7 +16,10 @@ from featherbed.errors import OptionError
 from featherbed.make import quantize
 from featherbed.make.calibrate.texts import Calibration, reference, sites, vectors
 from featherbed.make.calibrate.walk import Float, Layer, Walk
+from featherbed.make.graph.half import half
 from featherbed.make.graph.lower import lower
+from featherbed.make.graph.standard import BLOCKS, standard
+from featherbed.make.graph.static import static
 from featherbed.make.ir import Graph
 from featherbed.make.quantize import per_token, simulate
 from featherbed.make.quantize.columns import Ready
@@ -24,7 +27,18 @@ from featherbed.make.quantize.compensate import StepOf, compensate
 from featherbed.make.quantize.table import tables
 from featherbed.make.transforms import rotate, smooth
 from featherbed.progress import Progress, silent
-from featherbed.recipe import BlockwiseTable, LinearStep, MixedLinear, Rotate, Smooth, Step, calibrated
+from featherbed.recipe import (
+    BlockwiseTable,
+    Half,
+    LinearStep,
+    MixedLinear,
+    Rotate,
+    Smooth,
+    Standard,
+    Static,
+    Step,
+    calibrated,
+)
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 SWEEP_TOKENS = 2048  # of the calibration texts, for each α
@@ -58,6 +72,8 @@ def made(graph: Graph, steps: tuple[Step, ...], texts: Calibration | None, progr
                 graph, step = _smoothed(graph, step, steps[at + 1 :], texts, progress)
             case BlockwiseTable():
                 graph = quantize.apply(graph, step)
+            case Half() | Standard() | Static():
+                pass  # of the finished graph, below
             case _:
                 if calibrated(step):
                     assert texts is not None
@@ -67,7 +83,21 @@ def made(graph: Graph, steps: tuple[Step, ...], texts: Calibration | None, progr
                     graph, ready = done.graph, done.ready
                 graph = quantize.apply(graph, step, ready)
         chosen.append(step)
-    return Made(lower(graph), tuple(chosen))
+    return Made(finished(lower(graph), steps), tuple(chosen))
+
+
+def finished(graph: Graph, steps: tuple[Step, ...]) -> Graph:
+    """A graph in onnxruntime's operators in those, types and shapes that ``steps`` ask for.
+
+    Raises OptionError on an operator that the standard has nothing for.
+    """
+    for step in (step for step in steps if isinstance(step, Standard)):
+        graph = standard(graph, (BLOCKS,) if step.blocks else ())
+    if any(isinstance(step, Half) for step in steps):
+        graph = half(graph)
+    for fixed in (step for step in steps if isinstance(step, Static)):
+        graph = static(graph, fixed.batch, fixed.tokens)
+    return graph
 
 
 def step_of(step: LinearStep | MixedLinear) -> StepOf:
