@@ -57,7 +57,8 @@ def test_every_metric_and_every_default_gate_is_on_the_page_of_verify() -> None:
     for metric in AT_LEAST | AT_MOST:
         assert f"| `{metric}` |" in page
     for recipe in RECIPES.values():
-        row = {32: "`fp32`", 8: "linear layers in 8 bits", 4: "linear layers in 4 bits"}[recipe.linear_bits]
+        bits = recipe.linear_bits
+        row = "`fp32`" if bits == 32 else f"linear layers in {'float16' if bits == 16 else f'{bits} bits'}"
         bounds = {g.metric: g.bound for g in default_gates(recipe)}
         assert f"| {row} | {bounds['cos_min']} | 1e-4 | 1e-4 |" in page
         assert bounds["invariance_max"] == bounds["unit_norm_max_error"] == 1e-4

@@ -30,9 +30,11 @@ from featherbed.recipe import (
     recorded,
 )
 from featherbed.steps import (
+    Half,
     NormalFloatLinear,
     QuantizedOutput,
     Range,
+    Standard,
     StaticLinear,
     UnsignedLinear,
     UnsignedTable,
@@ -40,7 +42,7 @@ from featherbed.steps import (
 
 BITS = {
     "fp32": 32, "int8": 8, "int8-block": 8, "int4": 4, "int4-small": 4, "int8-dynamic": 8, "int8-smooth": 8, "q4": 4,
-    "int8-full": 8, "uint8": 8, "int8-static": 8, "bnb4": 4, "uint8-out": 8,
+    "int8-full": 8, "uint8": 8, "int8-static": 8, "bnb4": 4, "uint8-out": 8, "fp16": 16, "q4f16": 4,
 }  # fmt: skip
 NOT_GELU, NOWHERE = Smooth(None, Explicit.NOT_GELU), Smooth(None, Explicit.NOWHERE)
 STEPS: dict[str, tuple[Step, ...]] = {
@@ -57,6 +59,8 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "int8-static": (StaticLinear(8, Range.MIN_MAX, 99.999),),
     "bnb4": (NormalFloatLinear(64),),
     "uint8-out": (Rotate(), NOT_GELU, PerTokenLinear(8, gptq=True), BlockwiseTable(8, 128), QuantizedOutput(0.05)),
+    "fp16": (Half(), Standard()),
+    "q4f16": (BlockwiseLinear(4, 32, None), Half(), Standard(blocks=True)),
 }
 MIXED = MixedLinear((("a", PerTokenLinear()), ("b", None), ("c", BlockwiseLinear(4, 32, None))))
 
@@ -82,12 +86,15 @@ def test_there_is_one_reference_and_the_compatible_ones_do_what_others_ship() ->
         "int8-static",
         "bnb4",
         "uint8-out",
+        "fp16",
+        "q4f16",
     }
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_ours_look_at_activations_and_of_the_compatible_ones_the_smoothed_the_static_and_outputs(name: str) -> None:
-    assert recipe(name).calibrated == (name not in {"fp32", "int8-dynamic", "q4", "int8-full", "uint8", "bnb4"})
+    blind = {"fp32", "int8-dynamic", "q4", "int8-full", "uint8", "bnb4", "fp16", "q4f16"}
+    assert recipe(name).calibrated == (name not in blind)
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_fewer_bits_than_four_keep_the_lowest_gate() -> None:
     two = Recipe("q2", "_q2", Shelf.OURS, (BlockwiseLinear(2, 32, None),), "")
     half = Recipe("fp16", "_fp16", Shelf.OURS, (BlockwiseLinear(16, 32, None),), "")
     assert default_gates(two)[1] == Gate("cos_min", 0.93)
-    assert default_gates(half)[1] == Gate("cos_min", 0.99)
+    assert default_gates(half)[1] == Gate("cos_min", 0.999)
 
 
 def test_a_gate_that_was_asked_for_takes_the_place_of_its_namesake() -> None:

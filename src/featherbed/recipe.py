@@ -10,9 +10,13 @@ from typing import Any
 
 from featherbed.errors import OptionError
 from featherbed.steps import (
+    Ending,
+    Half,
     NormalFloatLinear,
     QuantizedOutput,
     Range,
+    Standard,
+    Static,
     StaticLinear,
     UnsignedLinear,
     UnsignedTable,
@@ -105,7 +109,10 @@ class MixedLinear:
     layers: tuple[tuple[str, LinearStep | None], ...]
 
 
-Step = Rotate | Smooth | LinearStep | MixedLinear | BlockwiseTable | WholeLinear | UnsignedTable | QuantizedOutput
+Step = (
+    Rotate | Smooth | LinearStep | MixedLinear | BlockwiseTable
+    | WholeLinear | UnsignedTable | QuantizedOutput | Ending
+)  # fmt: skip
 
 
 def bits_of(step: LinearStep | WholeLinear | None) -> int:
@@ -148,13 +155,18 @@ class Recipe:
 
     @property
     def linear_bits(self) -> int:
-        """Bits of a linear layer's weight, the fewest of all: 32 where no step touches them."""
+        """Bits of a linear layer's weight, the fewest of all: 32 where no step touches them, 16 after Half alone."""
         for step in self.steps:
             if isinstance(step, MixedLinear):
                 return min((bits_of(how) for _, how in step.layers), default=32)
             if isinstance(step, LinearStep | WholeLinear):
                 return bits_of(step)
-        return 32
+        return 16 if self.half else 32
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in float16."""
+        return any(isinstance(step, Half) for step in self.steps)
 
     @property
     def calibrated(self) -> bool:
@@ -171,7 +183,7 @@ STEPS: dict[str, type[Step]] = {
     step.__name__: step
     for step in (
         Rotate, Smooth, PerTokenLinear, DynamicLinear, BlockwiseLinear, MixedLinear, BlockwiseTable,
-        UnsignedLinear, UnsignedTable, StaticLinear, NormalFloatLinear, QuantizedOutput,
+        UnsignedLinear, UnsignedTable, StaticLinear, NormalFloatLinear, QuantizedOutput, Half, Standard, Static,
     )
 }  # fmt: skip
 
@@ -313,6 +325,20 @@ RECIPES: dict[str, Recipe] = {
             Shelf.COMPATIBLE,
             (*INT8, QuantizedOutput()),
             "int8 with its vector once more in u8, as the output sentence_embedding_quantized",
+        ),
+        Recipe(
+            "fp16",
+            "_fp16",
+            Shelf.COMPATIBLE,
+            (Half(), Standard()),
+            "float16 in standard operators, sums in float32: for GPUs and neural engines",
+        ),
+        Recipe(
+            "q4f16",
+            "_q4f16",
+            Shelf.COMPATIBLE,
+            (BlockwiseLinear(bits=4, block=32, accuracy_level=None), Half(), Standard(blocks=True)),
+            "q4, and float16 for the rest: what browsers load on a GPU",
         ),
     )
 }

@@ -179,7 +179,7 @@ class Report:
 
 def default_gates(recipe: Recipe) -> tuple[Gate, ...]:
     """The gates a variant must pass when nobody says otherwise, by the bits of its linear layers."""
-    worst = {32: 0.9999, 16: 0.99, 8: 0.98}.get(recipe.linear_bits, 0.93)
+    worst = {32: 0.9999, 16: 0.999, 8: 0.98}.get(recipe.linear_bits, 0.93)
     worst = 0.9999 if recipe.shelf is Shelf.REFERENCE else worst
     return (
         Gate("not_finite", 0),

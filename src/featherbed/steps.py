@@ -62,3 +62,26 @@ class QuantizedOutput:
     margin: float = 0.05
     scale: float = 0.0
     zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Half:
+    """Weights and products in float16, sums in float32; what no other step has rounded."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Operators of the ONNX standard only. ``blocks`` leaves MatMulNBits, which browsers and GPUs have kernels for."""
+
+    blocks: bool = False
+
+
+@dataclass(frozen=True)
+class Static:
+    """Fixed shapes: ``batch`` texts of ``tokens`` tokens each, for engines that want them."""
+
+    batch: int
+    tokens: int
+
+
+Ending = Half | Standard | Static  # what is done to the finished graph, in this order

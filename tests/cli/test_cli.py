@@ -24,7 +24,8 @@ from featherbed.run import windows as windows_room
 from tests.conftest import CALIBRATION, FIXTURES, upstream
 
 OPTIONS = {
-    "build": "-o --out --variants --gate --pooling --calibration --base-model --verify --no-verify --json",
+    "build": "-o --out --variants --gate --pooling --calibration --base-model --operators --static --verify --no-verify"
+    " --json",
     "verify": "--variants --gate --probe --reference --retrieval --baseline --record --junit --save --no-save --json",
     "inspect": "--json",
     "bench": "--variants --tokens --batch --rounds --threads --pool-size --provider --save --no-save --json",

@@ -15,12 +15,14 @@ from featherbed.folder import MANIFEST, open_folder
 from featherbed.spec import Spec
 
 GRAPH_LIMIT_BYTES = 2 * 2**30  # protobuf's own
-MICROSOFT = "com.microsoft"
+MICROSOFT, STANDARD = "com.microsoft", "ai.onnx"
+CONTRIBUTED = {"SimplifiedLayerNormalization"}  # onnxruntime registers it in the standard's domain
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about one .onnx file. ``ports`` map names to "type[axes]"; ``weights_bytes`` is by kind of weight,
+    """Facts about one .onnx file. ``ports`` map names to "type[axes]"; ``domains`` those of its operators, with their
+    versions ("ai.onnx" is the standard's); ``weights_bytes`` is by kind of weight,
     ``sidecars`` are the files that weights are read from, as the graph names them."""
 
     file: str
@@ -31,6 +33,7 @@ class Inspection:
     quantization: tuple[str, ...]
     weights_bytes: dict[str, int]
     opset: int
+    domains: dict[str, int]
     least_onnxruntime: str
     static_batch: bool
     kv_inputs: int
@@ -82,6 +85,7 @@ def inspect_file(path: Path) -> Inspection:
         quantization=quantization(graph),
         weights_bytes=dict(sorted(groups.items())),
         opset=next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0),
+        domains=_domains(model),
         least_onnxruntime=least_onnxruntime(graph),
         static_batch=any(
             i.type.tensor_type.shape.dim and i.type.tensor_type.shape.dim[0].HasField("dim_value") for i in graph.input
@@ -114,6 +118,13 @@ def _parse(path: Path) -> onnx.ModelProto:
         except Exception as error:  # protobuf's decode errors share no public base
             found = f"{type(error).__name__}: {error}"
     raise ModelFolderError(f"{path}", expected="an ONNX model", found=found, remedy="fetch or build it again")
+
+
+def _domains(model: onnx.ModelProto) -> dict[str, int]:
+    """Domains that nodes are really of: what onnxruntime alone has counts as its own, wherever it is registered."""
+    used = {MICROSOFT if node.op_type in CONTRIBUTED else node.domain or STANDARD for node in model.graph.node}
+    versions = {entry.domain or STANDARD: entry.version for entry in model.opset_import}
+    return {name: versions.get(name, 1) for name in sorted(used)}
 
 
 def _port(value: onnx.ValueInfoProto) -> str:
@@ -150,6 +161,7 @@ def _group(tensor: TensorProto) -> str:
 def quantization(graph: onnx.GraphProto) -> tuple[str, ...]:
     """How the weights are stored and multiplied, one phrase a way that occurs."""
     found: list[str] = []
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     producers = {o: n for n in graph.node for o in n.output}
     for node in graph.node:
         values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -163,8 +175,13 @@ def quantization(graph: onnx.GraphProto) -> tuple[str, ...]:
             source = producers.get(node.input[0])
             per_token = source is not None and source.op_type == "QuantizeLinear"
             found.append("W8A8, an activation scale a token" if per_token else "W8A8, an activation scale a tensor")
+        elif node.op_type == "DequantizeLinear" and values.get("block_size"):
+            kind = TensorProto.DataType.Name(kinds.get(node.input[0], TensorProto.UNDEFINED)).lower()
+            found.append(f"DequantizeLinear {kind}, block {values['block_size']}")
         elif node.op_type in {"DynamicQuantizeMatMul", "MatMulBnb4", "DequantizeLinear", "QLinearMatMul"}:
             found.append(node.op_type)
+    if any(kind == TensorProto.FLOAT16 for kind in kinds.values()):
+        found.append("float16")
     return tuple(dict.fromkeys(found)) or ("none",)
 
 

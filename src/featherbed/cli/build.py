@@ -12,6 +12,7 @@ from featherbed.cli.options import Gates, JsonFlag, names, print_json
 from featherbed.cli.verify import print_report
 from featherbed.progress import bar
 from featherbed.recipe import DEFAULT, GROUPS, RECIPES, REFERENCE
+from featherbed.target import FUSED
 
 
 def command(
@@ -31,6 +32,12 @@ def command(
     base_model: Annotated[
         str, typer.Option(help="The Hub id of what the folder holds, for the card.", metavar="OWNER/NAME")
     ] = "",
+    operators: Annotated[
+        str, typer.Option(help="fused for onnxruntime, or standard: of the ONNX standard only, for every engine.")
+    ] = FUSED,
+    static: Annotated[
+        str, typer.Option(help="Fixed shapes for all variants: texts x tokens, as 1x128.", metavar="BATCHxTOKENS")
+    ] = "",
     verify: Annotated[bool, typer.Option(help="Measure each variant against fp32 and judge it.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
@@ -49,6 +56,8 @@ def command(
             check=verify,
             calibration=calibration,
             base_model=base_model,
+            operators=operators,
+            static=static,
             progress=progress,
         )
     report = outcome.report

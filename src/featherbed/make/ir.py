@@ -27,7 +27,9 @@ Attribute = int | float | str | tuple[int, ...]
 class Weight:
     """A named constant. ``read`` yields it in row blocks, C order, which concatenate to ``shape``.
 
-    ``parts`` are the rows of each matrix, where it is several of a checkpoint laid on top of each other.
+    ``parts`` are the rows of each matrix, where it is several of a checkpoint laid on top of each other. ``packed`` is
+    INT4 or UINT4 where two numbers share a byte, the first in the low half: ``dtype`` is uint8 then, and what is read
+    are bytes.
     """
 
     name: str
@@ -35,22 +37,24 @@ class Weight:
     shape: tuple[int, ...]
     read: Callable[[], Iterator[Array]] = field(compare=False)
     parts: tuple[int, ...] = ()
+    packed: str = ""
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the whole tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        count = math.prod(self.shape)
+        return (count + 1) // 2 if self.packed else count * self.dtype.itemsize
 
     def array(self) -> Array:
-        """The whole tensor in memory."""
+        """The whole tensor in memory; of a packed one the bytes."""
         blocks = list(self.read())
         whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return whole.reshape(self.shape)
+        return whole.reshape(-1 if self.packed else self.shape)
 
 
 def constant(name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> Weight:
     """A small weight from a value at hand."""
-    array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+    array = np.array(value, dtype=dtype, order="C")  # not ascontiguousarray, which makes a scalar a row of one
     return Weight(name, array.dtype, array.shape, lambda: iter((array,)))
 
 
@@ -87,7 +91,10 @@ class Port:
 
 @dataclass(frozen=True)
 class Graph:
-    """A whole graph. Steps take one and return another; nothing is changed in place."""
+    """A whole graph. Steps take one and return another; nothing is changed in place.
+
+    ``values`` are types and shapes of values in between, where they are known.
+    """
 
     name: str
     opset: int
@@ -95,6 +102,7 @@ class Graph:
     weights: dict[str, Weight]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    values: tuple[Port, ...] = ()
 
     def replaced(self, nodes: list[Node], weights: dict[str, Weight]) -> Graph:
         """This graph with other nodes; weights that no node reads any more are dropped.

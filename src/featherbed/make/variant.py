@@ -17,7 +17,10 @@ from featherbed.make import quantize
 from featherbed.make.calibrate.ranges import ranges
 from featherbed.make.calibrate.texts import Calibration, reference, sites, vectors
 from featherbed.make.calibrate.walk import Float, Layer, Walk
+from featherbed.make.graph.half import half
 from featherbed.make.graph.lower import lower
+from featherbed.make.graph.standard import BLOCKS, standard
+from featherbed.make.graph.static import static as fixed
 from featherbed.make.ir import Graph
 from featherbed.make.quantize import output, per_token, simulate, static
 from featherbed.make.quantize.columns import Ready
@@ -26,7 +29,16 @@ from featherbed.make.quantize.table import tables
 from featherbed.make.transforms import rotate, smooth
 from featherbed.progress import Progress, silent
 from featherbed.recipe import BlockwiseTable, LinearStep, MixedLinear, Rotate, Smooth, Step, calibrated
-from featherbed.steps import NormalFloatLinear, QuantizedOutput, StaticLinear, UnsignedLinear, UnsignedTable
+from featherbed.steps import (
+    Half,
+    NormalFloatLinear,
+    QuantizedOutput,
+    Standard,
+    Static,
+    StaticLinear,
+    UnsignedLinear,
+    UnsignedTable,
+)
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 OUTPUT_TOKENS = 16_384  # of the calibration texts, whose vectors say what their codes span
@@ -69,6 +81,8 @@ def made(graph: Graph, steps: tuple[Step, ...], texts: Calibration | None, progr
                 graph = output.apply(graph, step)
             case BlockwiseTable() | UnsignedLinear() | UnsignedTable() | NormalFloatLinear():
                 graph = quantize.apply(graph, step)
+            case Half() | Standard() | Static():
+                pass  # of the finished graph, below
             case _:
                 if calibrated(step):
                     assert texts is not None
@@ -78,7 +92,21 @@ def made(graph: Graph, steps: tuple[Step, ...], texts: Calibration | None, progr
                     graph, ready = done.graph, done.ready
                 graph = quantize.apply(graph, step, ready)
         chosen.append(step)
-    return Made(lower(graph), tuple(chosen))
+    return Made(finished(lower(graph), steps), tuple(chosen))
+
+
+def finished(graph: Graph, steps: tuple[Step, ...]) -> Graph:
+    """A graph in onnxruntime's operators in those, types and shapes that ``steps`` ask for.
+
+    Raises OptionError on an operator that the standard has nothing for.
+    """
+    for step in (step for step in steps if isinstance(step, Standard)):
+        graph = standard(graph, (BLOCKS,) if step.blocks else ())
+    if any(isinstance(step, Half) for step in steps):
+        graph = half(graph)
+    for shape in (step for step in steps if isinstance(step, Static)):
+        graph = fixed(graph, shape.batch, shape.tokens)
+    return graph
 
 
 def step_of(step: LinearStep | MixedLinear) -> StepOf:

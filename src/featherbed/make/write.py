@@ -211,7 +211,8 @@ def put_outside(proto: TensorProto, location: str, offset: int, size_bytes: int)
 
 
 def _tensor(weight: Weight, places: dict[str, int], location: str) -> TensorProto:
-    proto = TensorProto(name=weight.name, dims=weight.shape, data_type=helper.np_dtype_to_tensor_dtype(weight.dtype))
+    kind = TensorProto.DataType.Value(weight.packed) if weight.packed else helper.np_dtype_to_tensor_dtype(weight.dtype)
+    proto = TensorProto(name=weight.name, dims=weight.shape, data_type=kind)
     if weight.name in places:
         put_outside(proto, location, places[weight.name], weight.size_bytes)
     else:
@@ -223,20 +224,22 @@ def _port(port: Port) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(port.dtype), port.axes)
 
 
-def _node(node: Node) -> onnx.NodeProto:
+def node_proto(node: Node) -> onnx.NodeProto:
+    """A node as onnx writes it."""
     proto = helper.make_node(node.op, node.inputs, node.outputs, name=node.outputs[0], domain=node.domain)
     proto.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(node.attributes))
     return proto
 
 
 def _model(graph: Graph, metadata: dict[str, str], places: dict[str, int], location: str) -> onnx.ModelProto:
-    nodes = [_node(n) for n in graph.nodes]
+    nodes = [node_proto(n) for n in graph.nodes]
     proto = helper.make_graph(
         nodes,
         graph.name,
         [_port(p) for p in graph.inputs],
         [_port(p) for p in graph.outputs],
         [_tensor(w, places, location) for w in graph.weights.values()],
+        value_info=[_port(p) for p in graph.values],
     )
     domains = [helper.make_opsetid("", graph.opset)]
     if any(n.domain == MICROSOFT for n in graph.nodes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import featherbed
 from featherbed.check.inspect import inspect_file
+from featherbed.check.invariance import company
 from featherbed.check.page import write_pages
+from featherbed.check.range import check_range
 from featherbed.check.tokens import probe_ids_sha256
 from featherbed.check.verify import Yardstick, measure
 from featherbed.choice import AUTO
@@ -42,6 +44,7 @@ from featherbed.recipe import DEFAULT, REFERENCE, recipes
 from featherbed.report import Report, parse_gates
 from featherbed.run.tokens import Tokenizer
 from featherbed.spec import Spec, read_spec
+from featherbed.target import FUSED, parse_target
 
 WRITERS = 2  # variants written at a time; each holds a few blocks of 16 MB
 
@@ -68,6 +71,8 @@ def build(
     check: bool = True,
     calibration: Path | None = None,
     base_model: str = "",
+    operators: str = FUSED,
+    static: str = "",
     progress: Progress = silent,
 ) -> Outcome:
     """Checkpoint folder or Hub id → model folder with ``variants``, each verified, with card and manifest.
@@ -76,16 +81,20 @@ def build(
     whose gate fails is kept and marked so; "auto" never takes it. ``check`` False leaves verifying for later.
     ``calibration`` is a file of texts in place of those that ship, for the recipes that look at activations.
     ``base_model`` is the Hub id of what a folder holds, for the card; a Hub id as ``source`` says it itself.
+    ``operators`` "standard" writes all variants in operators of the ONNX standard, ``static`` ("1x128") all with fixed
+    shapes, for texts and tokens.
     Raises an InputError on what cannot be built, OutputError when it cannot be written: nothing is half-written.
     """
-    chosen, asked = recipes(variants), parse_gates(gates)
+    engine, asked = parse_target(operators, static), parse_gates(gates)
+    chosen = tuple(map(engine.recipe, recipes(variants)))
     # of an id with ready variants, when nobody names any: the reference and the best for use
     names = [REFERENCE, AUTO] if tuple(variants) == DEFAULT else [r.name for r in chosen]
     found = locate(source, names, progress)
     checkpoint_folder, name = found.folder, found.name
     target = Path(out) if out is not None else Path(f"{name.removesuffix('-onnx')}-onnx")
     if found.record is not None and found.ready:
-        _check_options(found.name, bool(gates), pooling, calibration, base_model)
+        said = {"--gate": gates, "--pooling": pooling, "--calibration": calibration, "--base-model": base_model}
+        _check_options(found.name, {**said, "--operators": operators != FUSED, "--static": static})
         return Outcome(copied(found.folder, target, found.record, names), None, made=False)
     known = read_origin(checkpoint_folder, base_model or (found.record.repository if found.record else ""))
     spec = read_spec(checkpoint_folder, pooling)
@@ -93,7 +102,8 @@ def build(
     graph = reference_graph(checkpoint, spec)
     tokenizer = Tokenizer(checkpoint_folder, spec)
     tokenizer.check_table()
-    spec = replace(spec, eos_id=tokenizer.eos_id)
+    spec = replace(spec, eos_id=tokenizer.eos_id, max_length=engine.length(spec.max_length))
+    tokenizer = Tokenizer(checkpoint_folder, spec)
     texts = None
     if any(r.calibrated for r in chosen):
         probe = read_probe([calibration]) if calibration else shipped_calibration()
@@ -109,6 +119,8 @@ def build(
             written = {name: job.result() for name, job in jobs.items()}
         # those that look at activations keep all cores and much memory busy: one after the other
         written |= {r.name: write.variant(graph, r) for r in chosen if r.calibrated}
+        for one in (r for r in chosen if r.half):
+            check_range(folder / graph_name(one.suffix), company(tokenizer.encode(shipped().texts).ids), spec.pad_id)
         manifest = _manifest(folder, name, spec, [written[r.name] for r in chosen], checkpoint)
         model = _placed(folder, replace(manifest, origin=known), target)
         if check:
@@ -118,9 +130,8 @@ def build(
     return Outcome(target, report)
 
 
-def _check_options(name: str, gates: bool, pooling: str | None, calibration: Path | None, base_model: str) -> None:
+def _check_options(name: str, said: Mapping[str, object]) -> None:
     """Raises OptionError on what only building can do, where nothing is built."""
-    said = {"--gate": gates, "--pooling": pooling, "--calibration": calibration, "--base-model": base_model}
     words = [word for word, value in said.items() if value]
     if words:
         raise OptionError(

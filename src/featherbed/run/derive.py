@@ -39,8 +39,9 @@ def engine_graph(model: ModelProto) -> ModelProto:
 
 
 def has_past(model: ModelProto) -> bool:
-    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies."""
-    return _size(model.graph) > 0
+    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies, in fused operators."""
+    dynamic = all(axis.dim_param for port in model.graph.input for axis in port.type.tensor_type.shape.dim)
+    return dynamic and _size(model.graph) > 0 and any(node.op_type == ATTENTION for node in model.graph.node)
 
 
 def _size(graph: GraphProto) -> int:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from featherbed.cpu import cores
 from featherbed.errors import EngineError, ModelFolderError, OptionError
 from featherbed.run import heap, prepack
-from featherbed.run.batches import LONG_TOKENS, Batch
+from featherbed.run.batches import LONG_TOKENS, Batch, fitted
 from featherbed.run.providers import AUTO, CPU, check_used, choose
 
 HIDDEN = "last_hidden_state"
@@ -123,6 +123,7 @@ class Session:
                 found=f"inputs {', '.join(sorted(self._inputs))}; outputs {', '.join(self.outputs)}",
                 remedy="use a file made by `featherbed build`",
             )
+        self.fixed: tuple[int, int] | None = None  # texts and tokens of a run, where the file says how many
         self._check_axes(first)
 
     def _find_prepacked(self) -> prepack.Prepacked | None:
@@ -179,11 +180,14 @@ class Session:
                     remedy="use the file and the configs of the same model",
                 )
         for port in session.get_inputs():
-            if any(isinstance(axis, int) for axis in port.shape):
+            fixed = [axis for axis in port.shape if isinstance(axis, int)]
+            if len(fixed) == len(port.shape) == 2 and self.fixed in (None, tuple(fixed)):
+                self.fixed = (fixed[0], fixed[1])
+            elif fixed:
                 raise EngineError(
                     f"input {port.name} of {self._path}",
-                    expected="dynamic axes for batch and sequence",
-                    found=f"the fixed shape {port.shape}",
+                    expected="axes for batch and sequence that are both dynamic, or both fixed as every input's",
+                    found=f"the shape {port.shape}",
                     remedy="build the model with `featherbed build`",
                 )
 
@@ -241,6 +245,20 @@ class Session:
         return np.asarray(self._call(session, [SENTENCE], feeds)[0], np.float32)
 
     def _run(self, session: ort.InferenceSession, batch: Batch, output: str) -> Vectors:
+        if self.fixed is None:
+            return self._run_whole(session, batch, output)
+        tokens = batch.ids.shape[1]
+        if tokens > self.fixed[1]:
+            raise EngineError(
+                f"a text of {tokens} tokens",
+                expected=f"at most {self.fixed[1]}, as {self._path} is built for",
+                found="more",
+                remedy="build it with a longer --static, or without",
+            )
+        found = [self._run_whole(session, piece, output)[:rows] for piece, rows in fitted(batch, self.fixed)]
+        return np.concatenate(found)[:, :tokens] if output == HIDDEN else np.concatenate(found)
+
+    def _run_whole(self, session: ort.InferenceSession, batch: Batch, output: str) -> Vectors:
         feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(batch.ids)
@@ -278,10 +296,16 @@ class Session:
 class Piece:
     """Part of a graph, from its bytes: named arrays in, named arrays out."""
 
-    def __init__(self, model: bytes) -> None:
-        """Raises EngineError when onnxruntime refuses it."""
+    def __init__(self, model: bytes, beside: Path | None = None) -> None:
+        """With ``beside``, weights are those of files there, and stay as they are: nothing is optimised.
+
+        Raises EngineError when onnxruntime refuses it.
+        """
         heap.map_large_blocks()  # what a run took leaves the process when the piece is let go
         options = ort.SessionOptions()
+        if beside is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(beside))
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = FATAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # many live at once, beside numpy's
         try:
