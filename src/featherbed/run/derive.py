@@ -20,7 +20,7 @@ ATTENTION = "GroupQueryAttention"
 PRODUCT = "MatMulIntegerToFloat"
 MICROSOFT = "com.microsoft"
 ROW_SCALES = (".scale", ".whole")  # [N, 1], made by make/quantize/per_token.py
-FREQUENCIES = "rotary.frequencies"  # [1, size / 2], made by make/graph/qwen3.py
+FREQUENCIES = "rotary.frequencies"  # [1, size / 2], made by make/graph/qwen3.py alone
 PAST, PRESENT = "past_key_values", "present"
 
 
@@ -39,8 +39,12 @@ def engine_graph(model: ModelProto) -> ModelProto:
 
 
 def has_past(model: ModelProto) -> bool:
-    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies."""
-    return _size(model.graph) > 0
+    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies.
+
+    Where tokens see those behind them, as in encoders, what a prompt leaves behind depends on the text.
+    """
+    attributes = (a for n in model.graph.node if n.op_type == ATTENTION for a in n.attribute)
+    return _size(model.graph) > 0 and not any(a.name == "causal" and a.i == 0 for a in attributes)
 
 
 def _size(graph: GraphProto) -> int:
