@@ -60,15 +60,19 @@ def _position_bias(made: Encoder) -> str:
     b, positions = made.b, made.aligned.positions
     table = _by_distance(made.weight("encoder.relative_attention_bias.weight", BUCKETS, made.heads))
     keys, queries = (b.node("Unsqueeze", positions, b.const([axis])) for axis in (0, 1))
-    apart = b.node("Clip", b.node("Sub", keys, queries), b.const(-FARTHEST), b.const(FARTHEST))
+    apart = b.node("Clip", b.node("Sub", keys, queries), b.const(-FARTHEST), b.const(FARTHEST - 1))
     rows = b.node("Gather", b.weight(table), b.node("Add", apart, b.const(FARTHEST)), attributes={"axis": 0})
     by_head = b.node("Transpose", rows, attributes={"perm": (2, 0, 1)})
     return b.node("Unsqueeze", by_head, b.const([0]))
 
 
 def _by_distance(bias: Weight) -> Weight:
-    """[257, heads]: the rows of a table [32, heads] for every distance from −128 to 128."""
-    at = buckets(np.arange(-FARTHEST, FARTHEST + 1))
+    """[256, heads]: the rows of a table [32, heads] for every distance from −128 to 127, which is as far as 128.
+
+    Its bytes are a multiple of 64, as those of all our float weights: onnxruntime 1.31 saves prepacked weights one
+    behind the other, and its float kernel ends the process where they begin elsewhere.
+    """
+    at = buckets(np.arange(-FARTHEST, FARTHEST))
 
     def read() -> Iterator[Array]:
         yield bias.array()[at]
