@@ -9,8 +9,10 @@ from featherbed.errors import SpecError
 FAMILIES = ("bert", "xlm-roberta", "roberta", "camembert", "mpnet", "nomic_bert", "qwen3", "qwen2")
 TYPED = ("bert", "nomic_bert")  # whose graphs take token types
 BEHIND_PAD = ("xlm-roberta", "roberta", "camembert", "mpnet")  # whose positions begin behind the pad id
-PUBLISHED_KEYS = {  # nomic_bert's config.json as it was first published, and what transformers calls it
+PUBLISHED_KEYS = {  # what some config.json files say (nomic_bert's as it was published), and what others call it
     "n_embd": "hidden_size",
+    "dim": "hidden_size",
+    "d_model": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
     "n_inner": "intermediate_size",
@@ -56,7 +58,7 @@ def number(config: dict[str, Any], key: str, default: float) -> float:
 
 
 def renamed(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with the keys that nomic_bert was first published with under the names that others use."""
+    """A config.json with the keys of PUBLISHED_KEYS under the names that most use."""
     old = {new: config[key] for key, new in PUBLISHED_KEYS.items() if key in config}
     return {**old, **config}
 

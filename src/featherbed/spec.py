@@ -113,16 +113,17 @@ def _refuse_constant(word: str) -> float:
     raise ValueError(f"{word}, which is no JSON")
 
 
-def read_spec(folder: Path, pooling: str | None = None) -> Spec:
+def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False) -> Spec:
     """The spec of a checkpoint folder in sentence-transformers' or transformers' layout.
 
     ``pooling`` decides where the files are silent; where they speak it must agree.
+    ``any_family`` reads checkpoints of all architectures, for those who need no builder of ours.
     Raises SpecError when files are silent or disagree, TokenizerError without a tokenizer.json,
     UnknownArchitectureError for a family that is not built here.
     """
     config = read_json(folder / "config.json")
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in FAMILIES and not (any_family and isinstance(family, str)):
         raise UnknownArchitectureError(
             f"model_type in {folder / 'config.json'}",
             expected=f"one of {', '.join(FAMILIES)}",

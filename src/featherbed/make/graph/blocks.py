@@ -54,6 +54,10 @@ class Blocks:
         self._nodes.append(Node(op, inputs, (out,), domain, tuple((attributes or {}).items())))
         return out
 
+    def keep(self, node: Node) -> None:
+        """Add a node as it is, with all its outputs."""
+        self._nodes.append(node)
+
     def weight(self, weight: Weight) -> str:
         """Add a weight; the same name twice is the same weight."""
         self._weights.setdefault(weight.name, weight)
