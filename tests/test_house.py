@@ -16,7 +16,8 @@ FLOORS = {"cli": 5, "pipeline": 4, "make": 3, "check": 3, "serve": 3, "search": 
 GROUND = 1
 GUESTS = {  # a heavy package, and the only rooms it may enter
     "torch": {"make/export.py", "check/reference.py"},
-    "transformers": {"check/reference.py"},
+    "transformers": {"make/export.py", "check/reference.py"},
+    "onnxscript": {"make/export.py"},
     "onnxruntime": {"run/session.py", "run/prepack.py"},  # prepack.py has it lay weights out, in a process of its own
     "huggingface_hub": {"hub/client.py", "hub/cached.py"},  # the second asks nobody: it reads that library's cache
     **{network: {"hub/client.py"} for network in ("httpx", "requests", "urllib", "socket", "http", "aiohttp")},

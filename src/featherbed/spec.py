@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from featherbed.errors import FeatherbedError, OptionError, SpecError, TokenizerError, UnknownArchitectureError
-
-FAMILIES = ("bert", "qwen3")
+from featherbed.families import FAMILIES, NORM_BEFORE_CUT, PROMPTS, TYPED, longest, renamed
+from featherbed.families import integer as integer
+from featherbed.families import number as number
 
 
 class Pooling(StrEnum):
@@ -32,7 +33,12 @@ OLD_KEYS = {
     "pooling_mode_cls_token": Pooling.CLS,
 }
 OTHER_OLD_KEYS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
-FAMILY_POOLING = {"qwen3": Pooling.LAST}  # bert is not here: MiniLM pools by mean, bge by CLS
+FAMILY_POOLING = {  # bert is not here: MiniLM pools by mean, bge by CLS
+    "qwen3": Pooling.LAST,
+    "qwen2": Pooling.LAST,
+    "mpnet": Pooling.MEAN,
+    "nomic_bert": Pooling.MEAN,
+}
 
 
 def _whole(value: object, least: int) -> bool:
@@ -58,6 +64,7 @@ class Spec:
     ``dim`` is the vector's size, ``vocab_size`` the rows of the embedding table, ``max_length`` the most
     tokens a text may have, special tokens included. ``eos_id`` is the id every text must end with (None
     where the model wants none). ``prompts`` maps a prompt's name to the bytes put before a text.
+    ``norm_before_cut`` says that a vector goes through a layer norm before components are cut off (Nomic's Matryoshka).
     """
 
     family: str
@@ -70,6 +77,7 @@ class Spec:
     token_types: bool
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    norm_before_cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest."""
@@ -125,50 +133,17 @@ def _refuse_constant(word: str) -> float:
     raise ValueError(f"{word}, which is no JSON")
 
 
-def integer(config: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A positive whole number of config.json.
-
-    Raises SpecError when it is missing without a default, or something else.
-    """
-    value = config.get(key, default)
-    if value is None and default is not None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(
-            f"config.json, key {key!r}",
-            expected="a positive whole number",
-            found="nothing" if value is None else repr(value),
-            remedy="use the config.json that belongs to the weights",
-        )
-    return value
-
-
-def number(config: dict[str, Any], key: str, default: float) -> float:
-    """A positive number of config.json; ``default`` where it is missing.
-
-    Raises SpecError on anything else.
-    """
-    value = config.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise SpecError(
-            f"config.json, key {key!r}",
-            expected="a positive number",
-            found=repr(value),
-            remedy="use the config.json that belongs to the weights",
-        )
-    return float(value)
-
-
-def read_spec(folder: Path, pooling: str | None = None) -> Spec:
+def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False) -> Spec:
     """The spec of a checkpoint folder in sentence-transformers' or transformers' layout.
 
     ``pooling`` decides where the files are silent; where they speak it must agree.
+    ``any_family`` reads checkpoints of all architectures, for those who need no builder of ours.
     Raises SpecError when files are silent or disagree, TokenizerError without a tokenizer.json,
     UnknownArchitectureError for a family that is not built here.
     """
     config = read_json(folder / "config.json")
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in FAMILIES and not (any_family and isinstance(family, str)):
         raise UnknownArchitectureError(
             f"model_type in {folder / 'config.json'}",
             expected=f"one of {', '.join(FAMILIES)}",
@@ -191,15 +166,16 @@ def read_spec(folder: Path, pooling: str | None = None) -> Spec:
     prompts, default_name = _prompts(folder, sentence)
     return Spec(
         family=family,
-        dim=integer(config, "hidden_size"),
+        dim=integer(renamed(config), "hidden_size"),
         vocab_size=integer(config, "vocab_size"),
         max_length=_max_length(folder, config, tokens),
         pooling=found,
         pad_id=pad,
         eos_id=eos if found is Pooling.LAST else None,
-        token_types=family == "bert",
-        prompts=prompts,
+        token_types=family in TYPED,
+        prompts=prompts or PROMPTS.get(family, {}),
         default_prompt_name=default_name,
+        norm_before_cut=family in NORM_BEFORE_CUT,
     )
 
 
@@ -321,7 +297,7 @@ def _prompts(folder: Path, sentence: dict[str, Any]) -> tuple[dict[str, str], st
 
 
 def _max_length(folder: Path, config: dict[str, Any], tokens: dict[str, Any]) -> int:
-    positions = integer(config, "max_position_embeddings")
+    positions = longest(config)
     file, key = "sentence_bert_config.json", "max_seq_length"
     said: Any = _optional(folder / file).get(key)
     if said is None:
@@ -374,12 +350,12 @@ def _special_ids(config: dict[str, Any], tokens: dict[str, Any], tokenizer: dict
             remedy="mend one of them",
         )
     rows = integer(config, "vocab_size")
-    for name, number in (("pad", pad), ("end-of-text", eos)):
-        if number is not None and not 0 <= number < rows:
+    for name, value in (("pad", pad), ("end-of-text", eos)):
+        if value is not None and not 0 <= value < rows:
             raise SpecError(
                 f"the {name} token's id",
                 expected=f"a row of the table of {rows}",
-                found=str(number),
+                found=str(value),
                 remedy="use the config.json and tokenizer that belong to the weights",
             )
     return pad, eos

@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 
 import featherbed
 from featherbed.errors import CheckpointError
+from featherbed.make.graph.mpnet import buckets
 from featherbed.run.batches import collate
 from featherbed.run.embedder import Embedder
 from tests.conftest import FIXTURES, NAMES, upstream
+from tests.fixtures.make_fixtures import as_published
 
 BOUND = 2e-5  # largest difference of a component of unit vectors
 ROOT = Path(__file__).parent.parent.parent
@@ -35,6 +37,19 @@ QWEN3 = {  # (changes of the config): every one of these broke somebody's export
         "rms_norm_eps": 1e-3,
     },
     "real head size": {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1},
+}
+FAMILIES = ("xlm-roberta", "mpnet", "nomic_bert", "qwen2")
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {  # of the other families: (fixture whose tokenizer fits, changes)
+    "XLMRobertaConfig head size 8": ("xlm-roberta", {"num_attention_heads": 8}),
+    "XLMRobertaConfig two types": ("xlm-roberta", {"type_vocab_size": 2}),
+    "RobertaConfig one head": ("xlm-roberta", {"num_attention_heads": 1, "layer_norm_eps": 1e-5}),
+    "CamembertConfig": ("xlm-roberta", {"type_vocab_size": 1}),
+    "MPNetConfig one head": ("mpnet", {"num_attention_heads": 1}),
+    "MPNetConfig far apart": ("mpnet", {"max_position_embeddings": 302, "layer_norm_eps": 1e-5}),
+    "NomicBertConfig": ("nomic_bert", {"layer_norm_eps": 1e-6}),
+    "NomicBertConfig another base": ("nomic_bert", {"rope_parameters": {"rope_theta": 123.0, "rope_type": "default"}}),
+    "Qwen2Config": ("qwen2", {"num_key_value_heads": 2, "pad_token_id": 0, "eos_token_id": 0}),
+    "Qwen2Config both ways": ("qwen2", {"is_causal": False, "num_key_value_heads": 1, "pad_token_id": 0}),
 }
 BERT: dict[str, dict[str, Any]] = {
     "one head": {"num_attention_heads": 1},
@@ -54,7 +69,10 @@ def random_checkpoint(folder: Path, config: Any, like: str) -> Path:
                 value.add_(0.3 * torch.randn_like(value))
         table = model.get_input_embeddings().weight
         table[0] = 0.2 * torch.randn_like(table[0])
+        if config.pad_token_id:
+            table[config.pad_token_id] = 0.2 * torch.randn_like(table[0])
     state = {k: v.contiguous() for k, v in model.state_dict().items() if "position_ids" not in k}
+    state = as_published(state, config)
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), "utf-8")
     return folder
@@ -69,7 +87,7 @@ def largest_error(checkpoint: Path, out: Path) -> float:
     return error
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *FAMILIES])
 def test_fixtures_are_what_upstream_gives_today(name: str) -> None:
     kept = upstream(name)
     model = transformers.AutoModel.from_pretrained(FIXTURES / name, dtype=torch.float32).eval()
@@ -77,14 +95,14 @@ def test_fixtures_are_what_upstream_gives_today(name: str) -> None:
         out = model(input_ids=torch.from_numpy(kept.ids), attention_mask=torch.from_numpy(kept.mask))
     hidden = out.last_hidden_state.numpy()
     last = kept.mask.sum(1) - 1
-    if name == "bert-mean":
+    if name in ("bert-mean", "mpnet", "nomic_bert"):
         pooled = (hidden * kept.mask[:, :, None]).sum(1) / kept.mask.sum(1, keepdims=True)
     else:
-        pooled = hidden[:, 0] if name == "bert-cls" else hidden[np.arange(len(last)), last]
+        pooled = hidden[:, 0] if name in ("bert-cls", "xlm-roberta") else hidden[np.arange(len(last)), last]
     assert np.abs(pooled - kept.vectors).max() <= 1e-4 * np.abs(kept.vectors).max()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *FAMILIES])
 def test_the_fixtures_build_to_upstream_s_function(name: str, tmp_path: Path) -> None:
     assert largest_error(FIXTURES / name, tmp_path / "out") <= BOUND
 
@@ -110,6 +128,27 @@ def test_a_random_bert_is_upstream_s_function(changes: dict[str, Any], tmp_path:
     config = transformers.BertConfig(**{**values, **changes})
     checkpoint = random_checkpoint(tmp_path / "checkpoint", config, "bert-mean")
     assert largest_error(checkpoint, tmp_path / "out") <= BOUND
+
+
+@pytest.mark.parametrize(("kind", "like", "changes"), [(k, *v) for k, v in OTHERS.items()], ids=OTHERS.keys())
+def test_a_random_model_of_the_other_families_is_upstream_s_function(
+    kind: str, like: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {
+        "vocab_size": 384, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 66, "initializer_range": 0.15,
+    }  # fmt: skip
+    config = getattr(transformers, kind.split()[0])(**{**values, **changes})
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", config, like)
+    if config.max_position_embeddings > 66:  # the shipped probe has longer texts than the fixture lets through
+        (checkpoint / "tokenizer_config.json").write_text('{"model_max_length": 300, "pad_token": "<pad>"}', "utf-8")
+    assert largest_error(checkpoint, tmp_path / "out") <= BOUND
+
+
+def test_distances_fall_into_upstream_s_buckets() -> None:
+    distances = np.arange(-3000, 3001)
+    upstreams = transformers.models.mpnet.modeling_mpnet.MPNetEncoder.relative_position_bucket
+    assert np.array_equal(upstreams(torch.from_numpy(distances)).numpy(), buckets(distances))
 
 
 def test_minilm_is_upstream_s_function(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The reference file of a model folder, back into the graph it was written from: its weights stay in the file.
 
 Only what ``graph/lower.py`` made of our own graphs is turned back: Gemm without bias into Linear, the Gather of the
-widest vocabulary into Lookup.
+widest vocabulary into Lookup. ``read_foreign`` turns nothing back: what another exporter wrote is lifted in lift.py.
 """
 
 from __future__ import annotations
@@ -39,6 +39,41 @@ def read_graph(path: Path) -> Graph:
     return graph
 
 
+def read_foreign(path: Path) -> tuple[Graph, dict[str, tuple[str | int, ...]]]:
+    """A graph of another exporter, its nodes as they are and its constants as weights; and the axes of its values.
+
+    Raises ValueError on what our graphs have no place for: functions, and operators with graphs inside.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    if model.functions:
+        raise ValueError(f"functions of its own: {model.functions[0].name}")
+    weights = {w.name: _weight(w, path.parent) for w in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            weights[node.output[0]] = _constant(node)
+            continue
+        attributes = tuple((a.name, _attribute(a)) for a in node.attribute)
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.TENSOR) for a in node.attribute):
+            raise ValueError(f"{node.op_type} with a graph or a tensor inside")
+        nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), node.domain, attributes))
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    inputs, outputs = (tuple(map(_port, ports)) for ports in (model.graph.input, model.graph.output))
+    known = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    axes = {v.name: _axes(v) for v in known if v.type.tensor_type.HasField("shape")}
+    return Graph(model.graph.name, opset, tuple(nodes), weights, inputs, outputs), axes
+
+
+def _constant(node: onnx.NodeProto) -> Weight:
+    """The value of a Constant, which has a spelling for each kind."""
+    kind, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
+    if kind == "value":
+        array = numpy_helper.to_array(value)
+    else:
+        array = np.asarray(value, np.float32 if "float" in kind else np.int64)
+    return Weight(node.output[0], array.dtype, array.shape, partial(iter, (array,)))
+
+
 def _refused(path: Path, found: str) -> ModelFolderError:
     return ModelFolderError(
         f"{path}",
@@ -69,9 +104,12 @@ def _attribute(attribute: onnx.AttributeProto) -> Attribute:
 
 
 def _port(port: onnx.ValueInfoProto) -> Port:
-    kind = port.type.tensor_type
-    axes = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
-    return Port(port.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), axes)
+    kind = port.type.tensor_type.elem_type
+    return Port(port.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind)), _axes(port))
+
+
+def _axes(port: onnx.ValueInfoProto) -> tuple[str | int, ...]:
+    return tuple(d.dim_param or d.dim_value for d in port.type.tensor_type.shape.dim)
 
 
 def _weight(tensor: TensorProto, folder: Path) -> Weight:
@@ -85,6 +123,9 @@ def _weight(tensor: TensorProto, folder: Path) -> Weight:
         raise ValueError(f"weights in {entries['location']!r}, outside the folder")
 
     def read() -> Iterator[Array]:
+        if not shape:
+            yield np.fromfile(file, dtype, 1, offset=offset).reshape(())
+            return
         mapped = np.memmap(file, dtype, "r", offset, shape)
         rows = max(1, BLOCK_BYTES // (dtype.itemsize * math.prod(shape[1:])))
         for start in range(0, shape[0], rows):

@@ -33,8 +33,8 @@ from featherbed.folder import (
 from featherbed.make.assemble import write_configs
 from featherbed.make.calibrate.texts import calibration as calibrate
 from featherbed.make.checkpoint import Checkpoint, open_checkpoint
-from featherbed.make.graph import reference_graph
 from featherbed.origin import read_origin
+from featherbed.pipeline.graphs import opened, torch_only
 from featherbed.pipeline.pull import copied, locate
 from featherbed.pipeline.variants import Writer, Written, calibration_tokens, graphs_of, name_sidecars
 from featherbed.pipeline.verify import save_evidence
@@ -42,6 +42,7 @@ from featherbed.probe import read_probe, shipped, shipped_calibration
 from featherbed.progress import Progress, silent
 from featherbed.recipe import DEFAULT, REFERENCE, recipes
 from featherbed.report import Report, parse_gates
+from featherbed.run.pooling import Vectors
 from featherbed.run.tokens import Tokenizer
 from featherbed.spec import Spec, read_spec
 from featherbed.target import FUSED, parse_target
@@ -97,19 +98,18 @@ def build(
         _check_options(found.name, {**said, "--operators": operators != FUSED, "--static": static})
         return Outcome(copied(found.folder, target, found.record, names), None, made=False)
     known = read_origin(checkpoint_folder, base_model or (found.record.repository if found.record else ""))
-    spec = read_spec(checkpoint_folder, pooling)
+    spec = read_spec(checkpoint_folder, pooling, any_family=True)
     checkpoint = open_checkpoint(checkpoint_folder)
-    graph = reference_graph(checkpoint, spec)
     tokenizer = Tokenizer(checkpoint_folder, spec)
     tokenizer.check_table()
     spec = replace(spec, eos_id=tokenizer.eos_id, max_length=engine.length(spec.max_length))
     tokenizer = Tokenizer(checkpoint_folder, spec)
-    texts = None
-    if any(r.calibrated for r in chosen):
-        probe = read_probe([calibration]) if calibration else shipped_calibration()
-        texts = calibrate(probe, tokenizer, spec, calibration_tokens(graph))
     report = None
-    with publish(target.absolute()) as folder:
+    with opened(checkpoint, spec) as graph, publish(target.absolute()) as folder:
+        texts = None
+        if any(r.calibrated for r in chosen):
+            probe = read_probe([calibration]) if calibration else shipped_calibration()
+            texts = calibrate(probe, tokenizer, spec, calibration_tokens(graph))
         write_configs(checkpoint_folder, folder, spec, tokenizer.appends)
         (folder / ONNX).mkdir()
         write = Writer(folder, spec, texts, progress)
@@ -124,10 +124,18 @@ def build(
         manifest = _manifest(folder, name, spec, [written[r.name] for r in chosen], checkpoint)
         model = _placed(folder, replace(manifest, origin=known), target)
         if check:
-            report = measure(model, [r.name for r in chosen], Yardstick(shipped(), asked), progress)
+            exact = _torch_vectors(model, checkpoint_folder, progress) if torch_only(spec) else None
+            report = measure(model, [r.name for r in chosen], Yardstick(shipped(), asked, exact), progress)
             model = save_evidence(model, report)
         write_pages(model)
     return Outcome(target, report)
+
+
+def _torch_vectors(model: ModelFolder, checkpoint: Path, progress: Progress) -> Vectors:
+    """Upstream's vectors of the shipped probe: what an exporter wrote is not believed."""
+    from featherbed.check.reference import upstream_vectors  # torch is there: it was the exporter
+
+    return upstream_vectors(model, checkpoint, shipped(), progress)
 
 
 def _check_options(name: str, said: Mapping[str, object]) -> None:

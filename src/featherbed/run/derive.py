@@ -20,7 +20,7 @@ ATTENTION = "GroupQueryAttention"
 PRODUCT = "MatMulIntegerToFloat"
 MICROSOFT = "com.microsoft"
 ROW_SCALES = (".scale", ".whole")  # [N, 1], made by make/quantize/per_token.py
-FREQUENCIES = "rotary.frequencies"  # [1, size / 2], made by make/graph/qwen3.py
+FREQUENCIES = "rotary.frequencies"  # [1, size / 2], made by make/graph/qwen3.py alone
 PAST, PRESENT = "past_key_values", "present"
 
 
@@ -39,9 +39,14 @@ def engine_graph(model: ModelProto) -> ModelProto:
 
 
 def has_past(model: ModelProto) -> bool:
-    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies, in fused operators."""
+    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies, in fused operators.
+
+    Where tokens see those behind them, as in encoders, what a prompt leaves behind depends on the text.
+    """
     dynamic = all(axis.dim_param for port in model.graph.input for axis in port.type.tensor_type.shape.dim)
-    return dynamic and _size(model.graph) > 0 and any(node.op_type == ATTENTION for node in model.graph.node)
+    found = [node for node in model.graph.node if node.op_type == ATTENTION]
+    both_ways = any(a.name == "causal" and a.i == 0 for node in found for a in node.attribute)
+    return dynamic and _size(model.graph) > 0 and bool(found) and not both_ways
 
 
 def _size(graph: GraphProto) -> int:

@@ -19,7 +19,7 @@ from featherbed.folder import open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run import heap
 from featherbed.run.batches import LONG_TOKENS, Batch, batches
-from featherbed.run.pooling import check_mask, normalize, pool
+from featherbed.run.pooling import check_mask, cut, normalize, pool
 from featherbed.run.prompts import Prompts, Seen
 from featherbed.run.session import SMALL_NUMBERS, Engine, Memory, Session, require
 from featherbed.run.tokens import Tokenizer, check_texts
@@ -117,7 +117,8 @@ class Embedder:
         """Vectors [N, D] float32 of N texts in their order; [D] for a single string.
 
         The text of ``prompt``, or the folder's prompt called ``prompt_name``, or the folder's default prompt
-        comes before each text. ``truncate_dim`` keeps the first components and normalises what is kept.
+        comes before each text. ``truncate_dim`` keeps the first components, behind a
+        layer norm where the model was trained so, and normalises what is kept.
         Texts longer than the model takes are cut, keeping the end token, and the log says how many.
         Raises TextError on what is not text, OptionError on an unknown prompt or dimension.
         """
@@ -159,8 +160,9 @@ class Embedder:
             cut_texts += tokens.truncated
             result = np.empty((len(tokens.ids), asked.width), np.float32)
             for places, vectors in self._vectors(tokens.ids, asked):
-                cut = asked.unit and asked.width < self.spec.dim
-                result[places] = normalize(vectors[:, : asked.width]) if cut else vectors[:, : asked.width]
+                if asked.width < self.spec.dim:
+                    vectors = cut(vectors, asked.width, self.spec.norm_before_cut, asked.unit)
+                result[places] = vectors
                 done += len(places)
                 report(done)
             yield result

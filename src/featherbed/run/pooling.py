@@ -11,6 +11,7 @@ import numpy.typing as npt
 from featherbed.errors import TextError
 from featherbed.spec import Pooling
 
+EPSILON = 1e-5  # torch's own
 Vectors = npt.NDArray[np.float32]
 
 
@@ -28,6 +29,18 @@ def pool(hidden: Vectors, mask: npt.NDArray[np.int64], pooling: Pooling) -> Vect
     first, last = np.argmax(real, axis=1), real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
     at = last if pooling is Pooling.LAST else first  # by the mask, not by the id: the pad may be the EOS
     return np.asarray(hidden[np.arange(len(hidden)), at], np.float32)
+
+
+def layer_norm(vectors: Vectors) -> Vectors:
+    """Rows with mean 0 and variance 1, as torch's layer_norm without weights."""
+    centred = vectors - vectors.mean(axis=-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + EPSILON), np.float32)
+
+
+def cut(vectors: Vectors, width: int, norm_first: bool, unit: bool) -> Vectors:
+    """The first ``width`` components of each row, behind a layer norm if ``norm_first``, at length 1 if ``unit``."""
+    kept = (layer_norm(vectors) if norm_first else vectors)[..., :width]
+    return normalize(kept) if unit else np.asarray(kept, np.float32)
 
 
 def check_mask(mask: npt.NDArray[np.generic]) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from featherbed.make.checkpoint import Checkpoint
-from featherbed.make.graph import bert, qwen3
+from featherbed.make.graph import bert, mpnet, nomic_bert, qwen3, roberta
 from featherbed.make.ir import Graph
 from featherbed.spec import Spec
 
-BUILDERS = {"bert": bert.build, "qwen3": qwen3.build}
+BUILDERS = {
+    "bert": bert.build,
+    "xlm-roberta": roberta.build,
+    "roberta": roberta.build,
+    "camembert": roberta.build,
+    "mpnet": mpnet.build,
+    "nomic_bert": nomic_bert.build,
+    "qwen3": qwen3.build,
+    "qwen2": qwen3.build,
+}
 
 
 def reference_graph(checkpoint: Checkpoint, spec: Spec) -> Graph:

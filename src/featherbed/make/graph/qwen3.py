@@ -1,6 +1,7 @@
-"""Qwen3 decoders as embedders: RMS norms, grouped-query attention with norms on q and k, rotary, SwiGLU.
+"""Qwen decoders as embedders: RMS norms, grouped-query attention, rotary, SwiGLU; norms on q and k (3) or biases (2).
 
-Function: transformers' Qwen3Model on the same ids and mask.
+Function: transformers' Qwen3Model or Qwen2Model on the same ids and mask. Where config.json says is_causal false, as
+the gte-Qwen2 models do, every token sees all others.
 """
 
 from __future__ import annotations
@@ -8,13 +9,22 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from featherbed.errors import UnknownArchitectureError
 from featherbed.make.checkpoint import Checkpoint
-from featherbed.make.graph.blocks import FLOAT, Aligned, Blocks, attention, check_head_size, finish, ports
-from featherbed.make.ir import MICROSOFT, Graph, Weight, constant
+from featherbed.make.graph.blocks import (
+    Aligned,
+    Attributes,
+    Blocks,
+    attention,
+    check_head_size,
+    finish,
+    ports,
+    rotary_tables,
+)
+from featherbed.make.ir import MICROSOFT, Graph, Weight
 from featherbed.spec import Spec, integer, number
+
+FREQUENCIES = "rotary.frequencies"  # by this name run/derive.py knows a decoder
 
 
 def _rope_theta(config: dict[str, Any]) -> float:
@@ -35,28 +45,15 @@ def _check(config: dict[str, Any]) -> None:
     windowed = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
     if config.get("hidden_act", "silu") != "silu" or windowed:
         raise UnknownArchitectureError(
-            "config.json of a qwen3 model",
+            f"config.json of a {config.get('model_type')} model",
             expected="hidden_act silu and full attention in every layer",
             found=f"hidden_act {config.get('hidden_act')!r}, sliding window {bool(windowed)}",
             remedy="open an issue that names the model",
         )
 
 
-def _rotary_tables(b: Blocks, aligned: Aligned, size: int, theta: float) -> tuple[str, str]:
-    """cos and sin [T, size/2] of position · θ^(-2i/size), computed for the T at hand (Su et al., RoFormer).
-
-    In the graph rather than stored: 17 MB less at 32 k positions, and one small product a run.
-    """
-    frequencies = 1.0 / theta ** (np.arange(0, size, 2, dtype=np.float32) / size)
-    # by this name run/derive.py knows a decoder, and turns tokens behind a cached prompt on
-    row = b.weight(constant("rotary.frequencies", frequencies[None, :], np.float32))
-    positions = b.node("Unsqueeze", b.cast(aligned.positions, FLOAT), b.const([1]))
-    angles = b.node("Mul", positions, row)
-    return b.node("Cos", angles), b.node("Sin", angles)
-
-
 def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
-    """The reference graph of a qwen3 checkpoint.
+    """The reference graph of a qwen3 or qwen2 checkpoint.
 
     Raises CheckpointError when a tensor is missing or of another shape, UnknownArchitectureError on settings
     that are not built here.
@@ -69,20 +66,25 @@ def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
     size = integer(config, "head_dim", width // heads)
     check_head_size(size, rotary=True)
     epsilon = number(config, "rms_norm_eps", 1e-6)
-    biased = bool(config.get("attention_bias", False))
+    second = spec.family == "qwen2"
+    biased = {f"{part}_proj": second or bool(config.get("attention_bias", False)) for part in "qkv"}
+    biased["o_proj"] = bool(config.get("attention_bias", False)) and not second
+    both_ways: Attributes = {} if config.get("is_causal", True) else {"causal": 0}
     root = "model." if checkpoint.has("model.embed_tokens.weight") else ""
 
-    b = Blocks("qwen3")
+    b = Blocks(spec.family)
 
     def weight(name: str, *shape: int) -> Weight:
         return checkpoint.weight(root + name, shape)
 
     def project(x: str, name: str, rows: int, columns: int) -> str:
-        bias = weight(f"{name}.bias", rows) if biased and ".self_attn." in name else None
+        bias = weight(f"{name}.bias", rows) if biased.get(name.rpartition(".")[2]) else None
         return b.linear(x, weight(f"{name}.weight", rows, columns), bias)
 
     def head_norm(x: str, name: str, count: int) -> str:
-        """RMS norm of every head on its own: [N, count · size] seen as [N, count, size]."""
+        """RMS norm of every head on its own: [N, count · size] seen as [N, count, size]. Qwen2 has none."""
+        if second:
+            return aligned.wide(x, count * size)
         split = b.node("Reshape", x, b.const([-1, count, size]))
         normed = b.rms_norm(split, weight(name, size), epsilon)
         return aligned.wide(normed, count * size)
@@ -103,7 +105,7 @@ def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
 
     aligned = Aligned(b, "attention_mask")
     seqlens = aligned.seqlens()
-    cos, sin = _rotary_tables(b, aligned, size, _rope_theta(config))
+    cos, sin = rotary_tables(b, aligned, size, _rope_theta(config), FREQUENCIES)
     table = weight("embed_tokens.weight", spec.vocab_size, width)
     embedded = b.lookup(aligned.move("input_ids"), table)
     stream = b.node("Reshape", embedded, b.const([-1, width]))
@@ -115,7 +117,7 @@ def build(checkpoint: Checkpoint, spec: Spec) -> Graph:
             project(x, f"{at}.self_attn.k_proj", kv_heads * size, width), f"{at}.self_attn.k_norm.weight", kv_heads
         )
         v = aligned.wide(project(x, f"{at}.self_attn.v_proj", kv_heads * size, width), kv_heads * size)
-        seen = attention(b, (q, k, v), seqlens, (cos, sin), {"num_heads": heads, "kv_num_heads": kv_heads})
+        seen = attention(b, (q, k, v), seqlens, (cos, sin), {"num_heads": heads, "kv_num_heads": kv_heads, **both_ways})
         seen = b.node("Reshape", seen, b.const([-1, heads * size]))
         if layer + 1 < layers:
             x, stream = tail(seen, stream, layer)

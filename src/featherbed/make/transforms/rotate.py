@@ -45,7 +45,9 @@ def rotation(width: int) -> Double:
 
 def fits(graph: Graph) -> bool:
     """Whether the graph's residual stream is read through RMS norms only."""
-    return bool(_stream(graph)) and not any(node.op == "LayerNormalization" for node in graph.nodes)
+    stream, ops = _stream(graph), {node.op for node in graph.nodes}
+    normed = any(node.op == NORM and node.inputs[0] in stream for node in graph.nodes)  # else another exporter's
+    return normed and "LayerNormalization" not in ops
 
 
 def apply(graph: Graph) -> Graph:
