@@ -6,15 +6,18 @@ names both.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from featherbed.errors import FeatherbedError, OptionError, SpecError, TokenizerError, UnknownArchitectureError
+from featherbed.errors import OptionError, SpecError, TokenizerError, UnknownArchitectureError
+from featherbed.modules import dense_modules, modules_in
+from featherbed.values import integer as integer
+from featherbed.values import number as number
+from featherbed.values import read_json as read_json
 
-FAMILIES = ("bert", "qwen3")
+FAMILIES = ("bert", "gemma3_text", "modernbert", "qwen3")
 
 
 class Pooling(StrEnum):
@@ -31,7 +34,8 @@ OLD_KEYS = {
     "pooling_mode_cls_token": Pooling.CLS,
 }
 OTHER_OLD_KEYS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
-FAMILY_POOLING = {"qwen3": Pooling.LAST}  # bert is not here: MiniLM pools by mean, bge by CLS
+# bert and modernbert are not here: MiniLM pools by mean, bge by CLS
+FAMILY_POOLING = {"gemma3_text": Pooling.MEAN, "qwen3": Pooling.LAST}
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Spec:
 
     ``dim`` is the vector's size, ``vocab_size`` the rows of the embedding table, ``max_length`` the most
     tokens a text may have, special tokens included. ``eos_id`` is the id every text must end with (None
-    where the model wants none). ``prompts`` maps a prompt's name to the bytes put before a text.
+    where the model wants none). ``prompts`` maps a prompt's name to the bytes put before a text. ``dense`` are the
+    folders of the Dense modules behind the pooling, and ``hidden_dim`` the size of hidden states where it is not
+    ``dim``.
     """
 
     family: str
@@ -53,10 +59,12 @@ class Spec:
     token_types: bool
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    dense: tuple[str, ...] = ()
+    hidden_dim: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        return asdict(self)
+        """Plain values for the manifest; of Dense modules only where there are some."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("dense", "hidden_dim")}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Spec:
@@ -65,7 +73,8 @@ class Spec:
         Raises SpecError when a key is missing or unknown.
         """
         try:
-            return cls(**{**values, "pooling": Pooling(values["pooling"])})
+            dense = tuple(values.get("dense", ()))
+            return cls(**{**values, "pooling": Pooling(values["pooling"]), "dense": dense})
         except (TypeError, KeyError, ValueError) as error:
             raise SpecError(
                 "spec in the manifest",
@@ -75,68 +84,14 @@ class Spec:
             ) from error
 
     @property
+    def hidden_width(self) -> int:
+        """The size of a hidden state."""
+        return self.hidden_dim or self.dim
+
+    @property
     def max_batch_tokens_hint(self) -> int:
         """Tokens a run should hold so that the widest activations stay near the caches."""
         return 2048 if self.dim <= 512 else 1024
-
-
-def read_json(path: Path, error: type[FeatherbedError] = SpecError) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises ``error`` when the file is missing, a git-lfs pointer, not JSON, or not an object.
-    """
-    text = ""
-    try:
-        text = path.read_text("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
-        found = "" if isinstance(value, dict) else type(value).__name__
-    except FileNotFoundError:
-        found = "no such file"
-    except (OSError, ValueError, RecursionError) as failure:
-        lfs = text.startswith("version https://git-lfs")
-        found = "a git-lfs pointer (run `git lfs pull`)" if lfs else f"{type(failure).__name__}: {failure}"
-    if found:
-        raise error(f"{path}", expected="a JSON object", found=found, remedy="fetch it again, whole")
-    return dict(value)
-
-
-def _refuse_constant(word: str) -> float:
-    """NaN and Infinity are no JSON."""
-    raise ValueError(f"{word}, which is no JSON")
-
-
-def integer(config: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A positive whole number of config.json.
-
-    Raises SpecError when it is missing without a default, or something else.
-    """
-    value = config.get(key, default)
-    if value is None and default is not None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(
-            f"config.json, key {key!r}",
-            expected="a positive whole number",
-            found="nothing" if value is None else repr(value),
-            remedy="use the config.json that belongs to the weights",
-        )
-    return value
-
-
-def number(config: dict[str, Any], key: str, default: float) -> float:
-    """A positive number of config.json; ``default`` where it is missing.
-
-    Raises SpecError on anything else.
-    """
-    value = config.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise SpecError(
-            f"config.json, key {key!r}",
-            expected="a positive number",
-            found=repr(value),
-            remedy="use the config.json that belongs to the weights",
-        )
-    return float(value)
 
 
 def read_spec(folder: Path, pooling: str | None = None) -> Spec:
@@ -169,9 +124,11 @@ def read_spec(folder: Path, pooling: str | None = None) -> Spec:
     pad, eos = _special_ids(config, tokens, tokenizer)
     found = _pooling(folder, family, pooling)
     prompts, default_name = _prompts(folder, sentence)
+    width, dense = integer(config, "hidden_size"), dense_modules(folder)
+    dim = dense[-1].outputs if dense else width
     return Spec(
         family=family,
-        dim=integer(config, "hidden_size"),
+        dim=dim,
         vocab_size=integer(config, "vocab_size"),
         max_length=_max_length(folder, config, tokens),
         pooling=found,
@@ -180,27 +137,14 @@ def read_spec(folder: Path, pooling: str | None = None) -> Spec:
         token_types=family == "bert",
         prompts=prompts,
         default_prompt_name=default_name,
+        dense=tuple(module.folder for module in dense),
+        hidden_dim=width if width != dim else None,
     )
 
 
 def _check_modules(folder: Path) -> None:
-    """Whatever sentence-transformers would do beside transformer, pooling and normalisation must not be lost."""
-    path = folder / "modules.json"
-    if path.is_file():
-        try:
-            modules = json.loads(path.read_text("utf-8"))
-            kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise SpecError(
-                f"{path}", expected="a list of modules", found=str(error), remedy="fetch the file again"
-            ) from error
-        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-            raise UnknownArchitectureError(
-                f"{path}",
-                expected="the modules Transformer, Pooling and perhaps Normalize",
-                found=", ".join(kinds) or "none",
-                remedy="open an issue that names the model",
-            )
+    """Whatever sentence-transformers would do beside what we do must not be lost."""
+    kinds = [kind for kind, _ in modules_in(folder)]
     for name, key, sound in (
         ("1_Pooling/config.json", "include_prompt", (None, True)),
         ("sentence_bert_config.json", "do_lower_case", (None, False)),
@@ -215,7 +159,7 @@ def _check_modules(folder: Path) -> None:
                 remedy="open an issue that names the model",
             )
     dot = str(_optional(folder / "config_sentence_transformers.json").get("similarity_fn_name")).startswith("dot")
-    if dot and path.is_file() and "Normalize" not in kinds:
+    if dot and kinds and "Normalize" not in kinds:
         raise UnknownArchitectureError(
             f"similarity_fn_name in {folder / 'config_sentence_transformers.json'}",
             expected="cosine, or a Normalize module: our vectors have length 1",
@@ -354,12 +298,12 @@ def _special_ids(config: dict[str, Any], tokens: dict[str, Any], tokenizer: dict
             remedy="mend one of them",
         )
     rows = integer(config, "vocab_size")
-    for name, number in (("pad", pad), ("end-of-text", eos)):
-        if number is not None and not 0 <= number < rows:
+    for name, row in (("pad", pad), ("end-of-text", eos)):
+        if row is not None and not 0 <= row < rows:
             raise SpecError(
                 f"the {name} token's id",
                 expected=f"a row of the table of {rows}",
-                found=str(number),
+                found=str(row),
                 remedy="use the config.json and tokenizer that belong to the weights",
             )
     return pad, eos

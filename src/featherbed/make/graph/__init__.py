@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from featherbed.make.checkpoint import Checkpoint
-from featherbed.make.graph import bert, qwen3
+from featherbed.make.graph import bert, dense, gemma3, modernbert, qwen3
 from featherbed.make.ir import Graph
+from featherbed.modules import dense_modules
 from featherbed.spec import Spec
 
-BUILDERS = {"bert": bert.build, "qwen3": qwen3.build}
+BUILDERS = {
+    "bert": bert.build,
+    "gemma3_text": gemma3.build,
+    "modernbert": modernbert.build,
+    "qwen3": qwen3.build,
+}
 
 
 def reference_graph(checkpoint: Checkpoint, spec: Spec) -> Graph:
@@ -15,4 +21,5 @@ def reference_graph(checkpoint: Checkpoint, spec: Spec) -> Graph:
 
     Raises CheckpointError on missing or misshapen tensors, UnknownArchitectureError on unknown settings.
     """
-    return BUILDERS[spec.family](checkpoint, spec)
+    graph = BUILDERS[spec.family](checkpoint, spec)
+    return dense.apply(graph, checkpoint, dense_modules(checkpoint.folder) if spec.dense else ())

@@ -175,13 +175,19 @@ def check_head_size(size: int, rotary: bool) -> None:
 
 
 def attention(
-    blocks: Blocks, qkv: tuple[str, ...], seqlens: tuple[str, str], rotary: tuple[str, ...], attributes: Attributes
+    blocks: Blocks,
+    qkv: tuple[str, ...],
+    seqlens: tuple[str, str],
+    rotary: tuple[str, ...],
+    attributes: Attributes,
+    bias: str = "",
 ) -> str:
-    """GroupQueryAttention over [B, T, heads · size], padding right.
+    """GroupQueryAttention over [B, T, heads · size], padding right; ``bias`` [1, 1, T, T] is added to the scores.
 
     One output only: asking for the present keys and values would keep them all alive until the run ends.
     """
-    inputs = (*qkv, "", "", *seqlens, *rotary)
+    inputs = (*qkv, "", "", *seqlens, *(rotary or ("", "") if bias else rotary))
+    inputs = (*inputs, "", bias) if bias else inputs
     full = {"do_rotary": int(bool(rotary)), **attributes}
     return blocks.node("GroupQueryAttention", *inputs, domain=MICROSOFT, attributes=full)
 
