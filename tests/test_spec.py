@@ -297,7 +297,7 @@ def test_added_tokens_that_are_none_are_a_tokenizer_error(checkpoint: Checkpoint
 # config.json and the tokenizer
 
 
-@pytest.mark.parametrize("family", ["llama", "distilbert", "", None, 7, ["bert"], "Bert"])
+@pytest.mark.parametrize("family", ["llama", "distilbert", "deberta", "", None, 7, ["bert"], "Bert"])
 def test_an_unknown_family_is_refused_with_those_that_are_known(checkpoint: Checkpoint, family: object) -> None:
     folder = checkpoint("bert-mean")
     change(folder / "config.json", model_type=family)
@@ -444,6 +444,11 @@ def test_wide_models_get_smaller_batches() -> None:
             "modules.json",
             [{"type": f"sentence_transformers.models.{m}"} for m in ("Transformer", "Pooling", "Dense")],
             "Dense",
+        ),
+        (
+            "modules.json",
+            [{"type": f"models.{m}", "path": "2_Dense"} for m in ("Transformer", "Pooling", "Normalize", "Dense")],
+            "in this order",
         ),
         ("modules.json", {"type": "Transformer"}, "modules"),
         ("sentence_bert_config.json", {"max_seq_length": 32, "do_lower_case": True}, "do_lower_case"),

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from featherbed.errors import SpecError
+from featherbed.values import integer
 
-FAMILIES = ("bert", "xlm-roberta", "roberta", "camembert", "mpnet", "nomic_bert", "qwen3", "qwen2")
+FAMILIES = (
+    "bert", "xlm-roberta", "roberta", "camembert", "mpnet", "nomic_bert", "modernbert", "gemma3_text", "qwen3", "qwen2",
+)  # fmt: skip
 TYPED = ("bert", "nomic_bert")  # whose graphs take token types
 BEHIND_PAD = ("xlm-roberta", "roberta", "camembert", "mpnet")  # whose positions begin behind the pad id
 PUBLISHED_KEYS = {  # what some config.json files say (nomic_bert's as it was published), and what others call it
@@ -21,40 +24,6 @@ PUBLISHED_KEYS = {  # what some config.json files say (nomic_bert's as it was pu
 
 NORM_BEFORE_CUT = ("nomic_bert",)  # whose shorter vectors were trained behind a layer norm
 PROMPTS = {"nomic_bert": {"query": "search_query: ", "document": "search_document: "}}
-
-
-def integer(config: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A positive whole number of config.json.
-
-    Raises SpecError when it is missing without a default, or something else.
-    """
-    value = config.get(key, default)
-    if value is None and default is not None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SpecError(
-            f"config.json, key {key!r}",
-            expected="a positive whole number",
-            found="nothing" if value is None else repr(value),
-            remedy="use the config.json that belongs to the weights",
-        )
-    return value
-
-
-def number(config: dict[str, Any], key: str, default: float) -> float:
-    """A positive number of config.json; ``default`` where it is missing.
-
-    Raises SpecError on anything else.
-    """
-    value = config.get(key, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise SpecError(
-            f"config.json, key {key!r}",
-            expected="a positive number",
-            found=repr(value),
-            remedy="use the config.json that belongs to the weights",
-        )
-    return float(value)
 
 
 def renamed(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,17 +6,18 @@ names both.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from featherbed.errors import FeatherbedError, OptionError, SpecError, TokenizerError, UnknownArchitectureError
+from featherbed.errors import OptionError, SpecError, TokenizerError, UnknownArchitectureError
 from featherbed.families import FAMILIES, NORM_BEFORE_CUT, PROMPTS, TYPED, longest, renamed
-from featherbed.families import integer as integer
-from featherbed.families import number as number
+from featherbed.modules import dense_modules, modules_in
+from featherbed.values import integer as integer
+from featherbed.values import number as number
+from featherbed.values import read_json as read_json
 
 
 class Pooling(StrEnum):
@@ -33,11 +34,12 @@ OLD_KEYS = {
     "pooling_mode_cls_token": Pooling.CLS,
 }
 OTHER_OLD_KEYS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
-FAMILY_POOLING = {  # bert is not here: MiniLM pools by mean, bge by CLS
+FAMILY_POOLING = {  # bert and modernbert are not here: MiniLM pools by mean, bge by CLS
     "qwen3": Pooling.LAST,
     "qwen2": Pooling.LAST,
     "mpnet": Pooling.MEAN,
     "nomic_bert": Pooling.MEAN,
+    "gemma3_text": Pooling.MEAN,
 }
 
 
@@ -51,9 +53,11 @@ SOUND: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("dim", "vocab_size", "max_length"), lambda value: _whole(value, 1)),
     "pad_id": lambda value: _whole(value, 0),
     "eos_id": lambda value: value is None or _whole(value, 0),
-    "token_types": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("token_types", "norm_before_cut"), lambda value: isinstance(value, bool)),
     "prompts": lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
     "default_prompt_name": lambda value: value is None or isinstance(value, str),
+    "dense": lambda value: isinstance(value, list | tuple) and all(isinstance(name, str) for name in value),
+    "hidden_dim": lambda value: value is None or _whole(value, 1),
 }
 
 
@@ -65,6 +69,8 @@ class Spec:
     tokens a text may have, special tokens included. ``eos_id`` is the id every text must end with (None
     where the model wants none). ``prompts`` maps a prompt's name to the bytes put before a text.
     ``norm_before_cut`` says that a vector goes through a layer norm before components are cut off (Nomic's Matryoshka).
+    ``dense`` are the folders of the Dense modules behind the pooling, and ``hidden_dim`` the size of hidden states
+    where it is not ``dim``.
     """
 
     family: str
@@ -78,10 +84,12 @@ class Spec:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     norm_before_cut: bool = False
+    dense: tuple[str, ...] = ()
+    hidden_dim: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        return asdict(self)
+        """Plain values for the manifest; of Dense modules only where there are some."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("dense", "hidden_dim")}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Spec:
@@ -93,7 +101,8 @@ class Spec:
             for key, sound in SOUND.items():
                 if key in values and not sound(values[key]):
                     raise ValueError(f"{key}: {values[key]!r}")
-            return cls(**{**values, "pooling": Pooling(values["pooling"])})
+            dense = tuple(values.get("dense", ()))
+            return cls(**{**values, "pooling": Pooling(values["pooling"]), "dense": dense})
         except (TypeError, KeyError, ValueError) as error:
             raise SpecError(
                 "spec in the manifest",
@@ -103,34 +112,14 @@ class Spec:
             ) from error
 
     @property
+    def hidden_width(self) -> int:
+        """The size of a hidden state."""
+        return self.hidden_dim or self.dim
+
+    @property
     def max_batch_tokens_hint(self) -> int:
         """Tokens a run should hold so that the widest activations stay near the caches."""
         return 2048 if self.dim <= 512 else 1024
-
-
-def read_json(path: Path, error: type[FeatherbedError] = SpecError) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises ``error`` when the file is missing, a git-lfs pointer, not JSON, or not an object.
-    """
-    text = ""
-    try:
-        text = path.read_text("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
-        found = "" if isinstance(value, dict) else type(value).__name__
-    except FileNotFoundError:
-        found = "no such file"
-    except (OSError, ValueError, RecursionError) as failure:
-        lfs = text.startswith("version https://git-lfs")
-        found = "a git-lfs pointer (run `git lfs pull`)" if lfs else f"{type(failure).__name__}: {failure}"
-    if found:
-        raise error(f"{path}", expected="a JSON object", found=found, remedy="fetch it again, whole")
-    return dict(value)
-
-
-def _refuse_constant(word: str) -> float:
-    """NaN and Infinity are no JSON."""
-    raise ValueError(f"{word}, which is no JSON")
 
 
 def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False) -> Spec:
@@ -164,9 +153,11 @@ def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False
     pad, eos = _special_ids(config, tokens, tokenizer)
     found = _pooling(folder, family, pooling)
     prompts, default_name = _prompts(folder, sentence)
+    width, dense = integer(renamed(config), "hidden_size"), dense_modules(folder)
+    dim = dense[-1].outputs if dense else width
     return Spec(
         family=family,
-        dim=integer(renamed(config), "hidden_size"),
+        dim=dim,
         vocab_size=integer(config, "vocab_size"),
         max_length=_max_length(folder, config, tokens),
         pooling=found,
@@ -176,27 +167,14 @@ def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False
         prompts=prompts or PROMPTS.get(family, {}),
         default_prompt_name=default_name,
         norm_before_cut=family in NORM_BEFORE_CUT,
+        dense=tuple(module.folder for module in dense),
+        hidden_dim=width if width != dim else None,
     )
 
 
 def _check_modules(folder: Path) -> None:
-    """Whatever sentence-transformers would do beside transformer, pooling and normalisation must not be lost."""
-    path = folder / "modules.json"
-    if path.is_file():
-        try:
-            modules = json.loads(path.read_text("utf-8"))
-            kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise SpecError(
-                f"{path}", expected="a list of modules", found=str(error), remedy="fetch the file again"
-            ) from error
-        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-            raise UnknownArchitectureError(
-                f"{path}",
-                expected="the modules Transformer, Pooling and perhaps Normalize",
-                found=", ".join(kinds) or "none",
-                remedy="open an issue that names the model",
-            )
+    """Whatever sentence-transformers would do beside what we do must not be lost."""
+    kinds = [kind for kind, _ in modules_in(folder)]
     for name, key, sound in (
         ("1_Pooling/config.json", "include_prompt", (None, True)),
         ("sentence_bert_config.json", "do_lower_case", (None, False)),
@@ -211,7 +189,7 @@ def _check_modules(folder: Path) -> None:
                 remedy="open an issue that names the model",
             )
     dot = str(_optional(folder / "config_sentence_transformers.json").get("similarity_fn_name")).startswith("dot")
-    if dot and path.is_file() and "Normalize" not in kinds:
+    if dot and kinds and "Normalize" not in kinds:
         raise UnknownArchitectureError(
             f"similarity_fn_name in {folder / 'config_sentence_transformers.json'}",
             expected="cosine, or a Normalize module: our vectors have length 1",
@@ -350,12 +328,12 @@ def _special_ids(config: dict[str, Any], tokens: dict[str, Any], tokenizer: dict
             remedy="mend one of them",
         )
     rows = integer(config, "vocab_size")
-    for name, value in (("pad", pad), ("end-of-text", eos)):
-        if value is not None and not 0 <= value < rows:
+    for name, row in (("pad", pad), ("end-of-text", eos)):
+        if row is not None and not 0 <= row < rows:
             raise SpecError(
                 f"the {name} token's id",
                 expected=f"a row of the table of {rows}",
-                found=str(value),
+                found=str(row),
                 remedy="use the config.json and tokenizer that belong to the weights",
             )
     return pad, eos

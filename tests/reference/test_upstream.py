@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import featherbed
 from featherbed.errors import CheckpointError
@@ -21,6 +21,7 @@ from featherbed.run.embedder import Embedder
 from tests.conftest import FIXTURES, NAMES, upstream
 from tests.fixtures.make_fixtures import as_published
 
+WINDOWED = ("modernbert", "gemma3")
 BOUND = 2e-5  # largest difference of a component of unit vectors
 ROOT = Path(__file__).parent.parent.parent
 MINILM = ROOT / ".cache" / "all-MiniLM-L6-v2"
@@ -56,11 +57,41 @@ BERT: dict[str, dict[str, Any]] = {
     "head size 8": {"num_attention_heads": 8},
     "another epsilon and type table": {"layer_norm_eps": 1e-5, "type_vocab_size": 3},
 }
+MODERNBERT: dict[str, dict[str, Any]] = {
+    "biases everywhere": {"norm_bias": True, "attention_bias": True, "mlp_bias": True},
+    "an odd window and another pattern": {"local_attention": 13, "global_attn_every_n_layers": 2},
+    "a window wider than every text": {"local_attention": 4096},
+    "every layer global": {"global_attn_every_n_layers": 1},
+    "real head size": {"hidden_size": 128, "num_attention_heads": 2},
+    "other bases and epsilon": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 123.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 45.0},
+        },
+        "norm_eps": 1e-3,
+    },
+}
+GEMMA3: dict[str, dict[str, Any]] = {
+    "as EmbeddingGemma: three heads, one of keys": {"num_attention_heads": 3, "head_dim": 256},
+    "as many key-value heads as heads": {"num_key_value_heads": 6, "head_dim": 16},
+    "biases of attention": {"attention_bias": True},
+    "an odd window and another pattern": {"sliding_window": 13, "sliding_window_pattern": 3},
+    "a window wider than every text": {"sliding_window": 4096},
+    "another scale, bases and epsilon": {
+        "query_pre_attn_scalar": 7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 123.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 45.0},
+        },
+        "rms_norm_eps": 1e-3,
+    },
+}
 
 
 def random_checkpoint(folder: Path, config: Any, like: str) -> Path:
     """A random model of ``config`` with the tokenizer of the fixture ``like``, norms away from neutral."""
-    shutil.copytree(FIXTURES / like, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    weights = {str(FIXTURES / like): [file.name for file in (FIXTURES / like).glob("*.safetensors*")]}
+    shutil.copytree(FIXTURES / like, folder, ignore=lambda place, _: weights.get(place, []))  # Dense modules stay
     torch.manual_seed(3)
     model = transformers.AutoModel.from_config(config).to(torch.float32)
     with torch.no_grad():
@@ -87,7 +118,7 @@ def largest_error(checkpoint: Path, out: Path) -> float:
     return error
 
 
-@pytest.mark.parametrize("name", [*NAMES, *FAMILIES])
+@pytest.mark.parametrize("name", [*NAMES, *FAMILIES, *WINDOWED])
 def test_fixtures_are_what_upstream_gives_today(name: str) -> None:
     kept = upstream(name)
     model = transformers.AutoModel.from_pretrained(FIXTURES / name, dtype=torch.float32).eval()
@@ -95,14 +126,17 @@ def test_fixtures_are_what_upstream_gives_today(name: str) -> None:
         out = model(input_ids=torch.from_numpy(kept.ids), attention_mask=torch.from_numpy(kept.mask))
     hidden = out.last_hidden_state.numpy()
     last = kept.mask.sum(1) - 1
-    if name in ("bert-mean", "mpnet", "nomic_bert"):
+    if name in ("bert-mean", "mpnet", "nomic_bert", "gemma3"):
         pooled = (hidden * kept.mask[:, :, None]).sum(1) / kept.mask.sum(1, keepdims=True)
     else:
-        pooled = hidden[:, 0] if name in ("bert-cls", "xlm-roberta") else hidden[np.arange(len(last)), last]
+        first = ("bert-cls", "xlm-roberta", "modernbert")
+        pooled = hidden[:, 0] if name in first else hidden[np.arange(len(last)), last]
+    for module in sorted((FIXTURES / name).glob("*_Dense")):
+        pooled = pooled @ load_file(module / "model.safetensors")["linear.weight"].numpy().T
     assert np.abs(pooled - kept.vectors).max() <= 1e-4 * np.abs(kept.vectors).max()
 
 
-@pytest.mark.parametrize("name", [*NAMES, *FAMILIES])
+@pytest.mark.parametrize("name", [*NAMES, *FAMILIES, *WINDOWED])
 def test_the_fixtures_build_to_upstream_s_function(name: str, tmp_path: Path) -> None:
     assert largest_error(FIXTURES / name, tmp_path / "out") <= BOUND
 
@@ -149,6 +183,44 @@ def test_distances_fall_into_upstream_s_buckets() -> None:
     distances = np.arange(-3000, 3001)
     upstreams = transformers.models.mpnet.modeling_mpnet.MPNetEncoder.relative_position_bucket
     assert np.array_equal(upstreams(torch.from_numpy(distances)).numpy(), buckets(distances))
+
+
+@pytest.mark.parametrize("changes", MODERNBERT.values(), ids=MODERNBERT.keys())
+def test_a_random_modernbert_is_upstream_s_function(changes: dict[str, Any], tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "vocab_size": 384, "hidden_size": 96, "intermediate_size": 72, "num_hidden_layers": 4,
+        "num_attention_heads": 3, "max_position_embeddings": 128, "local_attention": 16, "initializer_range": 0.15,
+        "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3,
+    }  # fmt: skip
+    config = transformers.ModernBertConfig(**{**values, **changes})
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", config, "modernbert")
+    assert largest_error(checkpoint, tmp_path / "out") <= BOUND
+
+
+@pytest.mark.parametrize("changes", GEMMA3.values(), ids=GEMMA3.keys())
+def test_a_random_bidirectional_gemma3_is_upstream_s_function(changes: dict[str, Any], tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "vocab_size": 384, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 4,
+        "num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128,
+        "sliding_window": 16, "query_pre_attn_scalar": 32, "initializer_range": 0.15, "sliding_window_pattern": 2,
+        "use_bidirectional_attention": True, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    }  # fmt: skip
+    config = transformers.Gemma3TextConfig(**{**values, **changes})
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", config, "gemma3")
+    assert largest_error(checkpoint, tmp_path / "out") <= BOUND
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("modernbert", "local_attention"), ("gemma3", "sliding_window"), ("gemma3", "query_pre_attn_scalar")],
+)
+def test_another_window_or_scale_would_be_seen(name: str, key: str, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(FIXTURES / name, tmp_path / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    (checkpoint / "config.json").write_text(json.dumps({**config, key: config[key] + 2}), "utf-8")
+    folder = featherbed.build(checkpoint, tmp_path / "out", ["fp32"], check=False).folder
+    report = featherbed.verify(folder, ["fp32"], upstream=FIXTURES / name)
+    assert (report.metrics["fp32"].reference_max_error or 0) > BOUND
 
 
 def test_minilm_is_upstream_s_function(tmp_path: Path) -> None:

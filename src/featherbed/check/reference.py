@@ -12,6 +12,7 @@ from featherbed.folder import ModelFolder
 from featherbed.probe import Probe
 from featherbed.progress import Progress, silent
 from featherbed.run.batches import batches
+from featherbed.run.dense import read_layers, through
 from featherbed.run.pooling import normalize, pool
 from featherbed.run.tokens import Tokenizer
 
@@ -55,20 +56,22 @@ def upstream_vectors(model: ModelFolder, checkpoint: Path, probe: Probe, progres
             remedy="give the folder that the model was built from",
         ) from error
     found = (loaded.config.model_type, loaded.config.hidden_size, loaded.config.vocab_size)
-    if found != (spec.family, spec.dim, spec.vocab_size):
+    if found != (spec.family, spec.hidden_width, spec.vocab_size):
         raise CheckpointError(
             f"--reference {checkpoint}",
-            expected=f"a {spec.family} of {spec.dim} dimensions and {spec.vocab_size} tokens",
+            expected=f"a {spec.family} of {spec.hidden_width} dimensions and {spec.vocab_size} tokens",
             found=f"{found[0]}, {found[1]} and {found[2]}",
             remedy="give the folder that the model was built from",
         )
+    layers = read_layers(checkpoint) if spec.dense else ()
     rows = Tokenizer(model.path, spec).encode(probe.texts).ids
     vectors = np.empty((len(rows), spec.dim), np.float32)
     done = 0
     for batch in batches(rows, spec.pad_id, spec.max_batch_tokens_hint):
         with torch.inference_mode():
             out = loaded(input_ids=torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(batch.mask))
-        vectors[batch.places] = normalize(pool(out.last_hidden_state.numpy(), batch.mask, spec.pooling))
+        pooled = pool(out.last_hidden_state.numpy(), batch.mask, spec.pooling)
+        vectors[batch.places] = normalize(through(layers, pooled))
         done += len(batch.places)
         progress("torch reference", done, len(rows))
     return vectors

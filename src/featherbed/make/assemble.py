@@ -55,17 +55,21 @@ def write_configs(source: Path, out: Path, spec: Spec, append_eos: bool = False)
         keys = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
         named = {**tokens, "pad_token": pad}
         _write(out / "special_tokens_map.json", {k: named[k] for k in keys if named.get(k) is not None})
-    modules = ["Transformer", "Pooling", "Normalize"]
-    paths = ["", "1_Pooling", "2_Normalize"]
+    dense = [(name, "Dense") for name in spec.dense]  # last_hidden_state is what comes before them
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *dense, (f"{2 + len(dense)}_Normalize", "Normalize")]
     _write(
         out / "modules.json",
-        [{"idx": i, "name": str(i), "path": paths[i], "type": f"{MODULE}.{m}"} for i, m in enumerate(modules)],
+        [{"idx": i, "name": str(i), "path": p, "type": f"{MODULE}.{m}"} for i, (p, m) in enumerate(modules)],
     )
+    for name in spec.dense:
+        (out / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            shutil.copyfile(source / name / file, out / name / file)
     (out / "1_Pooling").mkdir()
     _write(
         out / "1_Pooling" / "config.json",
         {
-            "word_embedding_dimension": spec.dim,
+            "word_embedding_dimension": spec.hidden_width,
             **{key: mode is spec.pooling for key, mode in OLD_MODES.items()},
             "pooling_mode": spec.pooling.value,
             "include_prompt": True,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from featherbed.errors import CheckpointError
 from featherbed.make.ir import Weight
+from featherbed.modules import dense_modules
 from featherbed.spec import read_json
 
 SINGLE = "model.safetensors"
@@ -42,7 +43,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and weights; ``entries`` has every tensor by its upstream name."""
+    """A folder with config.json and weights; ``entries`` has every tensor by its upstream name.
+
+    Those of Dense modules stand there behind their folder: ``2_Dense/linear.weight``.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -126,6 +130,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     entries: dict[str, Entry] = {}
     for path in _weight_files(folder):
         entries.update(_read_header(path))
+    for module in dense_modules(folder):
+        tensors = _read_header(_present(folder / module.folder / SINGLE))
+        entries.update({f"{module.folder}/{name}": entry for name, entry in tensors.items()})
     return Checkpoint(folder, config, entries)
 
 
@@ -163,6 +170,17 @@ def _weight_files(folder: Path) -> list[Path]:
         found=f"{other[0]}, which we do not open" if other else "neither",
         remedy="fetch the safetensors weights of the model",
     )
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}",
+            expected="the weights of a Dense module, which modules.json names",
+            found="no such file",
+            remedy="fetch the checkpoint again, whole",
+        )
+    return path
 
 
 def _read_header(path: Path) -> dict[str, Entry]:

@@ -163,7 +163,7 @@ def _manifest(folder: Path, name: str, spec: Spec, written: Sequence[Written], c
     others = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name != ONNX)
     files |= {p.relative_to(folder).as_posix(): file_record(p) for p in others}
     sources = {e.path for e in checkpoint.entries.values()} | {checkpoint.folder / "config.json"}
-    source = {p.name: file_record(p).sha256 for p in sorted(sources)}
+    source = {p.relative_to(checkpoint.folder).as_posix(): file_record(p).sha256 for p in sorted(sources)}
     ids = probe_ids_sha256(Tokenizer(folder, spec))
     return Manifest(name, featherbed.__version__, source, spec, variants, files, ids)
 

@@ -214,8 +214,9 @@ class _Search:
         (place / ONNX).mkdir(parents=True)
         for file in sorted(self.folder.path.glob("*.json")):
             shutil.copyfile(file, place / file.name)  # what an Embedder needs beside a bare .onnx file
-        if (self.folder.path / "1_Pooling").is_dir():
-            shutil.copytree(self.folder.path / "1_Pooling", place / "1_Pooling")
+        for name in ("1_Pooling", *self.folder.manifest.spec.dense):
+            if (self.folder.path / name).is_dir():
+                shutil.copytree(self.folder.path / name, place / name)
 
         def staged(what: str, done: int, total: int) -> None:
             self.progress(f"{stage}: {what.removeprefix(f'{TUNED}: ')}", done, total)

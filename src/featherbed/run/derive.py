@@ -49,6 +49,12 @@ def has_past(model: ModelProto) -> bool:
     return dynamic and _size(model.graph) > 0 and bool(found) and not both_ways
 
 
+def has_long(model: ModelProto) -> bool:
+    """Whether texts may be long: positions are turned, and no table of them ends."""
+    turned = (a.i for n in model.graph.node if n.op_type == ATTENTION for a in n.attribute if a.name == "do_rotary")
+    return SENTENCE in {o.name for o in model.graph.output} and any(turned)
+
+
 def _size(graph: GraphProto) -> int:
     """Numbers a head: two a rotary frequency."""
     return next((2 * w.dims[-1] for w in graph.initializer if w.name == FREQUENCIES), 0)

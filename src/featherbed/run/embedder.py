@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from featherbed.folder import open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run import heap
 from featherbed.run.batches import LONG_TOKENS, Batch, batches
+from featherbed.run.dense import read_layers, through
 from featherbed.run.pooling import check_mask, cut, normalize, pool
 from featherbed.run.prompts import Prompts, Seen
 from featherbed.run.session import SMALL_NUMBERS, Engine, Memory, Session, require
@@ -77,10 +78,11 @@ class Embedder:
         self.batch_tokens = batch_tokens or self.spec.max_batch_tokens_hint
         engine = Engine(threads, pool_size, provider, memory or Memory())
         with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long to read as mapped weights
-            session = beside.submit(Session, path, engine, width=self.spec.dim)
+            session = beside.submit(Session, path, engine, self.spec.dim, self.spec.hidden_width)
             wait([session], HEAD_START_S)
             self._tokenizer = Tokenizer(home, self.spec)
             self._session = session.result()
+        self._dense = cache(partial(read_layers, home))  # of pooled vectors only: our graphs have them inside
         self.provider = self._session.provider
         self._prompts = Prompts(self._tokenizer, self._session.past) if self._session.keeps_past else None
         heap.give_back()
@@ -262,6 +264,7 @@ class Embedder:
             vectors = self._session.vectors(batch, alone)
             return vectors if self._ours else normalize(vectors)  # an output's name is no promise of its length
         pooled = pool(self._session.hidden(batch), batch.mask, self.spec.pooling)
+        pooled = through(self._dense(), pooled) if self.spec.dense else pooled
         return normalize(pooled) if unit else pooled
 
     @property

@@ -88,8 +88,12 @@ class Session:
     entry of the cache its weights are mapped from, if there is one.
     """
 
-    def __init__(self, path: Path, engine: Engine | None = None, width: int | None = None) -> None:
+    def __init__(
+        self, path: Path, engine: Engine | None = None, width: int | None = None, hidden_width: int | None = None
+    ) -> None:
         """Load ``path``, whose vectors must be ``width`` wide and its axes dynamic where that is given.
+
+        ``hidden_width`` is what hidden states have, where that is another.
 
         Raises ModelFolderError without the file, MissingError when the provider asked for is not installed,
         EngineError when onnxruntime refuses the file or the provider, or when its inputs and outputs are not those
@@ -100,6 +104,7 @@ class Session:
                 f"{path}", expected="an .onnx file", found="no such file", remedy="fetch or build it again"
             )
         self._path, self._width, self._engine = path, width, engine or Engine()
+        self._widths = {SENTENCE: width, HIDDEN: hidden_width or width}
         self._providers = choose(self._engine.provider, ort.get_available_providers())
         if self._engine.memory.give_back:
             heap.map_large_blocks()
@@ -172,10 +177,11 @@ class Session:
             return
         for name, rank in ((HIDDEN, 3), (SENTENCE, 2)):
             shape = self.outputs.get(name)
-            if shape and (len(shape) != rank or (isinstance(shape[-1], int) and shape[-1] != self._width)):
+            width = self._widths[name]
+            if shape and (len(shape) != rank or (isinstance(shape[-1], int) and shape[-1] != width)):
                 raise EngineError(
                     f"output {name} of {self._path}",
-                    expected=f"{rank} axes, the last of {self._width} as the configs say",
+                    expected=f"{rank} axes, the last of {width} as the configs say",
                     found=str(shape),
                     remedy="use the file and the configs of the same model",
                 )
@@ -265,11 +271,11 @@ class Session:
         feeds = {name: value for name, value in feeds.items() if name in self._inputs}
         small = batch.ids.size * (self._width or WIDTH) <= SMALL_NUMBERS
         result = self._call(session, [output], feeds, keep=small)[0]
-        right = result.ndim == (2 if output == SENTENCE else 3) and result.shape[-1] == self._width
+        right = result.ndim == (2 if output == SENTENCE else 3) and result.shape[-1] == self._widths[output]
         if self._width is not None and not right:
             raise EngineError(
                 f"output {output} of {self._path}",
-                expected=f"vectors of {self._width} components as the configs say",
+                expected=f"vectors of {self._widths[output]} components as the configs say",
                 found=f"the shape {list(result.shape)}",
                 remedy="use the file and the configs of the same model",
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from featherbed.make.checkpoint import Checkpoint
-from featherbed.make.graph import bert, mpnet, nomic_bert, qwen3, roberta
+from featherbed.make.graph import bert, dense, gemma3, modernbert, mpnet, nomic_bert, qwen3, roberta
 from featherbed.make.ir import Graph
+from featherbed.modules import dense_modules
 from featherbed.spec import Spec
 
 BUILDERS = {
@@ -14,6 +15,8 @@ BUILDERS = {
     "camembert": roberta.build,
     "mpnet": mpnet.build,
     "nomic_bert": nomic_bert.build,
+    "modernbert": modernbert.build,
+    "gemma3_text": gemma3.build,
     "qwen3": qwen3.build,
     "qwen2": qwen3.build,
 }
@@ -24,4 +27,5 @@ def reference_graph(checkpoint: Checkpoint, spec: Spec) -> Graph:
 
     Raises CheckpointError on missing or misshapen tensors, UnknownArchitectureError on unknown settings.
     """
-    return BUILDERS[spec.family](checkpoint, spec)
+    graph = BUILDERS[spec.family](checkpoint, spec)
+    return dense.apply(graph, checkpoint, dense_modules(checkpoint.folder) if spec.dense else ())

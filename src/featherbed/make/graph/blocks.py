@@ -193,10 +193,14 @@ def rotary_tables(b: Blocks, aligned: Aligned, size: int, theta: float, name: st
 
 
 def attention(
-    blocks: Blocks, qkv: tuple[str, ...], seqlens: tuple[str, str], rotary: tuple[str, ...], attributes: Attributes,
+    blocks: Blocks,
+    qkv: tuple[str, ...],
+    seqlens: tuple[str, str],
+    rotary: tuple[str, ...],
+    attributes: Attributes,
     bias: str = "",
-) -> str:  # fmt: skip
-    """GroupQueryAttention over [B, T, heads · size], padding right; ``bias`` [1, heads, T, T] is added to the scores.
+) -> str:
+    """GroupQueryAttention over [B, T, heads · size], padding right; ``bias`` [1, 1 or heads, T, T] is added to scores.
 
     One output only: asking for the present keys and values would keep them all alive until the run ends.
     """

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 from featherbed.errors import UnknownArchitectureError
-from featherbed.families import integer, number, renamed
+from featherbed.families import renamed
 from featherbed.make.checkpoint import Checkpoint
 from featherbed.make.graph.blocks import Aligned, Blocks, attention, check_head_size, finish, ports, rotary_tables
 from featherbed.make.ir import MICROSOFT, Graph, Weight
 from featherbed.spec import Spec
+from featherbed.values import integer, number
 
 THETA = 1000.0
 FREQUENCIES = "encoder.rotary.frequencies"  # not the name by which run/derive.py knows a decoder

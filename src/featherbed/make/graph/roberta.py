@@ -6,11 +6,12 @@ are no input: all are of the first type, whose row is added.
 
 from __future__ import annotations
 
-from featherbed.families import first_position, integer
+from featherbed.families import first_position
 from featherbed.make.checkpoint import Checkpoint
 from featherbed.make.graph.encoder import Encoder, check_encoder
 from featherbed.make.ir import Graph
 from featherbed.spec import Spec
+from featherbed.values import integer
 
 
 def build(checkpoint: Checkpoint, spec: Spec) -> Graph:

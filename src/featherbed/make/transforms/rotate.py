@@ -5,8 +5,9 @@
     out of it   W' = W · diag(g) · R   q, k, v, gate, up; g is the gain of the norm before them, which becomes 1
     at the end  y = norm(x') · Rᵀ · diag(g)
 
-An RMS norm without gain commutes with R, so this holds for decoders with RMS norms only. R is a Hadamard matrix times
-a fixed orthogonal one where the width is no power of two; it needs no calibration.
+An RMS norm without gain commutes with R, so this holds for decoders with RMS norms only, and only where layers are
+added to the stream as they are: Gemma norms them first, with gains that do not commute with R. R is a Hadamard matrix
+times a fixed orthogonal one where the width is no power of two; it needs no calibration.
 """
 
 from __future__ import annotations
@@ -44,14 +45,28 @@ def rotation(width: int) -> Double:
 
 
 def fits(graph: Graph) -> bool:
-    """Whether the graph's residual stream is read through RMS norms only."""
-    stream, ops = _stream(graph), {node.op for node in graph.nodes}
+    """Whether the graph's residual stream is read through RMS norms only, and linear layers are what is added to it."""
+    stream = _stream(graph)
     normed = any(node.op == NORM and node.inputs[0] in stream for node in graph.nodes)  # else another exporter's
-    return normed and "LayerNormalization" not in ops
+    if not normed or any(node.op == "LayerNormalization" for node in graph.nodes):
+        return False
+    made = {name: node for node in graph.nodes for name in node.outputs}
+    return all(_added(node, stream, made) for node in graph.nodes if node.op == "Add" and node.outputs[0] in stream)
+
+
+def _added(node: Node, stream: set[str], made: dict[str, Node]) -> bool:
+    """Whether what ``node`` adds to the stream is of the stream, or a linear layer with its biases."""
+    for name in node.inputs:
+        source = made.get(name)
+        while name not in stream and source is not None and not is_linear(source):
+            if source.op != "Add":
+                return False
+            source = made.get(next(i for i in source.inputs if i in made))
+    return True
 
 
 def apply(graph: Graph) -> Graph:
-    """The graph with a rotated stream; one that has layer norms comes back as it is."""
+    """The graph with a rotated stream; one where that would be another function comes back as it is."""
     if not fits(graph):
         return graph
     stream = _stream(graph)
