@@ -155,7 +155,13 @@ def read_spec(folder: Path, pooling: str | None = None) -> Spec:
             found=repr(family),
             remedy="choose a model of these families",
         )
-    _check_modules(folder)
+    check_modules(folder)
+    return spec_of(folder, config, pooling)
+
+
+def spec_of(folder: Path, config: dict[str, Any], pooling: str | None) -> Spec:
+    """The spec of a folder with this config.json, of whatever family. Raises as ``read_spec``."""
+    family = str(config.get("model_type"))
     tokens = _optional(folder / "tokenizer_config.json")
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(
@@ -183,7 +189,7 @@ def read_spec(folder: Path, pooling: str | None = None) -> Spec:
     )
 
 
-def _check_modules(folder: Path) -> None:
+def check_modules(folder: Path, any_behind: bool = False) -> None:
     """Whatever sentence-transformers would do beside transformer, pooling and normalisation must not be lost."""
     path = folder / "modules.json"
     if path.is_file():
@@ -194,7 +200,8 @@ def _check_modules(folder: Path) -> None:
             raise SpecError(
                 f"{path}", expected="a list of modules", found=str(error), remedy="fetch the file again"
             ) from error
-        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        known = kinds[:2] == ["Transformer", "Pooling"] and any_behind
+        if not known and kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise UnknownArchitectureError(
                 f"{path}",
                 expected="the modules Transformer, Pooling and perhaps Normalize",
