@@ -1,8 +1,8 @@
 """A graph's sidecars: which file a name may mean, opened so that what is read is what was checked.
 
 A name in a graph is somebody else's. It means a file in the graph's own folder or below; a link may lead to a file
-there as well, or, as huggingface_hub lays its cache out, from a snapshot to the cache's own blobs. A hard link is a
-file like any other: whoever made one could read what it names. What is opened is looked at once it is open, so that
+there as well, to one beside the file that the graph itself is a link to, or, as huggingface_hub lays its cache out, from
+a snapshot to the cache's own blobs. A hard link is a file like any other: whoever made one could read what it names. What is opened is looked at once it is open, so that
 nothing can be put in its place in between.
 """
 
@@ -89,7 +89,7 @@ def _looked_at(graph: Path, location: str, descriptor: int, home: Path) -> Opene
     real = _real(descriptor, home / location)
     if not stat.S_ISREG(known.st_mode):
         raise _refused(graph, location, "a file", "something else: a folder, a pipe or a device")
-    if not (_below(real, home) or _in_cache(real, graph)):
+    if not (_below(real, home) or _below(real, Path(os.path.realpath(graph)).parent) or _in_cache(real, graph)):
         raise _refused(graph, location, f"a file in {home}", f"a link that leads to {real}")
     if not known.st_size:
         return Opened(location, real, memoryview(b""))

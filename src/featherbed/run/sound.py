@@ -68,7 +68,8 @@ class Port:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph's file, mapped, and what was read of it. ``scales`` has (scale, zero point) of outputs in integers."""
+    """A graph's file, mapped, and what was read of it. ``scales`` has (scale, zero point) of outputs in integers,
+    ``used`` the names that its nodes read: onnxruntime drops weights that none of them does."""
 
     path: Path
     view: memoryview
@@ -77,6 +78,7 @@ class Graph:
     outputs: tuple[Port, ...]
     opset: int
     scales: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    used: frozenset[str] = frozenset()
 
     @property
     def outside(self) -> tuple[Tensor, ...]:
@@ -145,6 +147,7 @@ def _graph(path: Path, view: memoryview) -> Graph:
     graphs = [f for f in outer if f.number == M_GRAPH]
     if len(graphs) != 1:
         raise ValueError("no graph in it" if not graphs else "several graphs in it")
+    used: set[str] = set()
     for f in outer:
         if f.number in (M_FUNCTION, M_TRAINING):
             _check_beside(f)
@@ -166,14 +169,13 @@ def _graph(path: Path, view: memoryview) -> Graph:
     scales = {}
     for f in inner:
         if f.number == G_NODE:
-            found = _node(f.value, messages, DEEPEST)
+            found = _node(f.value, messages, DEEPEST, used)
             if found is not None:
                 scales[found[0]] = found[1:]
     names = {port.name for port in outputs}
     inputs = tuple(p for p in (_port(f.value) for f in inner if f.number == G_INPUT) if p.name not in messages)
-    return Graph(
-        path, view, tuple(weights), inputs, outputs, opset, {n: pair for n, pair in scales.items() if n in names}
-    )
+    kept = {name: pair for name, pair in scales.items() if name in names}
+    return Graph(path, view, tuple(weights), inputs, outputs, opset, kept, frozenset(used | names))
 
 
 def _opset(message: memoryview) -> int:
@@ -207,8 +209,13 @@ def _axis(message: memoryview) -> int | str | None:
     return None
 
 
-def _node(message: memoryview, weights: dict[str, memoryview], depth: int) -> tuple[str, Array, Array] | None:
-    """Checks a node's attributes. Of one that rounds: its output's name, its scale and its zero point."""
+def _node(
+    message: memoryview, weights: dict[str, memoryview], depth: int, used: set[str]
+) -> tuple[str, Array, Array] | None:
+    """Checks a node's attributes, and notes the names it reads as ``used``.
+
+    Of one that rounds: its output's name, its scale and its zero point.
+    """
     kind, inputs, outputs = "", list[str](), list[str]()
     for f in fields(message):
         if f.number == N_INPUT:
@@ -218,7 +225,8 @@ def _node(message: memoryview, weights: dict[str, memoryview], depth: int) -> tu
         elif f.number == N_TYPE:
             kind = f.text
         elif f.number == N_ATTRIBUTE:
-            _check_attribute(f.value, depth)
+            _check_attribute(f.value, depth, used)
+    used.update(inputs)
     if kind != "QuantizeLinear" or len(inputs) < 2 or inputs[1] not in weights:
         return None
     scale = small(weights[inputs[1]])
@@ -226,28 +234,28 @@ def _node(message: memoryview, weights: dict[str, memoryview], depth: int) -> tu
     return None if scale is None or zero is None else (outputs[0], scale, zero)
 
 
-def _check_attribute(message: memoryview, depth: int) -> None:
+def _check_attribute(message: memoryview, depth: int, used: set[str]) -> None:
     for f in fields(message):
         if f.number in (A_TENSOR, A_TENSORS):
             _own_bytes(_tensor(f.value))
         elif f.number in (A_SPARSE, A_SPARSES):
             _check_sparse(f.value)
         elif f.number in (A_GRAPH, A_GRAPHS):
-            _check_inner(f.value, depth - 1)
+            _check_inner(f.value, depth - 1, used)
 
 
 def _check_beside(message: Field) -> None:
     """A function's nodes and their defaults, or a training's graphs."""
     for f in fields(message.value):
         if message.number == M_FUNCTION and f.number == F_NODE:
-            _node(f.value, {}, DEEPEST)
+            _node(f.value, {}, DEEPEST, set())
         elif message.number == M_FUNCTION and f.number == F_DEFAULT:
-            _check_attribute(f.value, DEEPEST)
+            _check_attribute(f.value, DEEPEST, set())
         elif message.number == M_TRAINING and f.number in TRAINING_GRAPHS:
-            _check_inner(f.value, DEEPEST)
+            _check_inner(f.value, DEEPEST, set())
 
 
-def _check_inner(message: memoryview, depth: int) -> None:
+def _check_inner(message: memoryview, depth: int, used: set[str]) -> None:
     """A graph inside a graph: no tensor of it lies in another file."""
     if depth < 1:
         raise ValueError(f"more than {DEEPEST} graphs inside each other")
@@ -257,7 +265,7 @@ def _check_inner(message: memoryview, depth: int) -> None:
         elif f.number == G_SPARSE:
             _check_sparse(f.value)
         elif f.number == G_NODE:
-            _node(f.value, {}, depth)
+            _node(f.value, {}, depth, used)
 
 
 def _check_sparse(message: memoryview) -> None:

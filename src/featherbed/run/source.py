@@ -92,7 +92,9 @@ class Source:
             files = {name: np.frombuffer(one.view, np.uint8) for name, one in self._opened.items()}
             return Loading(bytes(graph.view), files=files)
         with self._lock:
-            self._weights = self._weights or {w.name: (self._bytes(w), w.kind, w.dims) for w in graph.outside}
+            self._weights = self._weights or {
+                w.name: (self._bytes(w), w.kind, w.dims) for w in graph.outside if w.name in graph.used
+            }
         return Loading(bytes(graph.view), self._weights)
 
     def _bytes(self, weight: sound.Tensor) -> Bytes:
