@@ -355,7 +355,7 @@ def require(least: str, subject: str) -> None:
 
 def _one_line(error: Exception) -> str:
     """onnxruntime's message on one line: its details may stand on the second."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    return " ".join(str(error).split())[:600] or type(error).__name__
 
 
 def _port(arg: ort.NodeArg) -> Port:

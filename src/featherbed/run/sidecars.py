@@ -1,9 +1,9 @@
 """A graph's sidecars: which file a name may mean, opened so that what is read is what was checked.
 
-A name in a graph is somebody else's. It means a file in the graph's own folder or below; a link may lead to a file
-there as well, to one beside the file that the graph itself is a link to, or, as huggingface_hub lays its cache out, from
-a snapshot to the cache's own blobs. A hard link is a file like any other: whoever made one could read what it names. What is opened is looked at once it is open, so that
-nothing can be put in its place in between.
+A name in a graph is somebody else's. It means a file in the graph's own folder or below. A link may lead to such a
+file, to one beside the file that the graph itself is a link to, or, as huggingface_hub lays its cache out, from a
+snapshot to the cache's own blobs. A hard link is a file like any other: whoever made one could read what it names. What
+is opened is looked at once it is open, so that nothing can be put in its place in between.
 """
 
 from __future__ import annotations
