@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -169,12 +169,12 @@ class ModelFolder:
         """Where the evidence of a variant lies."""
         return self.path / REPORTS / f"{name}.json"
 
-    def check_hashes(self, names: Iterator[str] | None = None) -> None:
+    def check_hashes(self, names: Iterable[str] | None = None) -> None:
         """Read every file of the manifest (or those named) and compare its sha256.
 
         Raises ModelFolderError that names the first file which differs.
         """
-        for name in names if names is not None else iter(self.manifest.files):
+        for name in names if names is not None else self.manifest.files:
             self._check_size(name)
             found = file_record(self.path / name)
             if found != self.manifest.files[name]:

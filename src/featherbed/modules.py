@@ -29,10 +29,11 @@ class Dense:
     tanh: bool
 
 
-def modules_in(folder: Path) -> list[tuple[str, str]]:
+def modules_in(folder: Path, any_behind: bool = False) -> list[tuple[str, str]]:
     """(kind, path) of each module; none where there is no modules.json.
 
-    Raises SpecError when it cannot be read, UnknownArchitectureError on other modules or another order.
+    ``any_behind`` lets every module follow the pooling: a graph of others may have computed it. Raises SpecError when
+    it cannot be read, UnknownArchitectureError on other modules or another order.
     """
     path = folder / FILE
     if not path.is_file():
@@ -45,7 +46,8 @@ def modules_in(folder: Path) -> list[tuple[str, str]]:
             f"{path}", expected="a list of modules", found=str(error), remedy="fetch the file again"
         ) from error
     kinds = " ".join(kind for kind, _ in modules)
-    if not re.fullmatch(r"Transformer Pooling( Dense)*( Normalize)?", kinds):
+    behind = r"( \w+)*" if any_behind else "( Dense)*( Normalize)?"
+    if not re.fullmatch(f"Transformer Pooling{behind}", kinds):
         raise UnknownArchitectureError(
             f"{path}",
             expected="the modules Transformer, Pooling, perhaps Dense and perhaps Normalize, in this order",

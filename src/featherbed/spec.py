@@ -14,7 +14,7 @@ from typing import Any
 
 from featherbed.errors import OptionError, SpecError, TokenizerError, UnknownArchitectureError
 from featherbed.families import FAMILIES, NORM_BEFORE_CUT, PROMPTS, TYPED, longest, renamed
-from featherbed.modules import dense_modules, modules_in
+from featherbed.modules import Dense, dense_modules, modules_in
 from featherbed.values import integer as integer
 from featherbed.values import number as number
 from featherbed.values import read_json as read_json
@@ -139,7 +139,16 @@ def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False
             found=repr(family),
             remedy="choose a model of these families",
         )
-    _check_modules(folder)
+    check_modules(folder)
+    return spec_of(folder, config, pooling, dense_modules(folder))
+
+
+def spec_of(folder: Path, config: dict[str, Any], pooling: str | None, dense: tuple[Dense, ...] = ()) -> Spec:
+    """The spec of a folder with this config.json, of whatever family, and these Dense modules.
+
+    Raises as ``read_spec``.
+    """
+    family = str(config.get("model_type"))
     tokens = _optional(folder / "tokenizer_config.json")
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(
@@ -153,7 +162,7 @@ def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False
     pad, eos = _special_ids(config, tokens, tokenizer)
     found = _pooling(folder, family, pooling)
     prompts, default_name = _prompts(folder, sentence)
-    width, dense = integer(renamed(config), "hidden_size"), dense_modules(folder)
+    width = integer(renamed(config), "hidden_size")
     dim = dense[-1].outputs if dense else width
     return Spec(
         family=family,
@@ -172,9 +181,9 @@ def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False
     )
 
 
-def _check_modules(folder: Path) -> None:
-    """Whatever sentence-transformers would do beside what we do must not be lost."""
-    kinds = [kind for kind, _ in modules_in(folder)]
+def check_modules(folder: Path, any_behind: bool = False) -> None:
+    """Whatever sentence-transformers would do beside what we do must not be lost; ``any_behind`` the pooling may be."""
+    kinds = [kind for kind, _ in modules_in(folder, any_behind)]
     for name, key, sound in (
         ("1_Pooling/config.json", "include_prompt", (None, True)),
         ("sentence_bert_config.json", "do_lower_case", (None, False)),

@@ -12,9 +12,9 @@ from onnx import TensorProto, helper
 
 from featherbed.errors import ModelFolderError
 from featherbed.folder import MANIFEST, open_folder
+from featherbed.run import sound
 from featherbed.spec import Spec
 
-GRAPH_LIMIT_BYTES = 2 * 2**30  # protobuf's own
 MICROSOFT, STANDARD = "com.microsoft", "ai.onnx"
 CONTRIBUTED = {"SimplifiedLayerNormalization"}  # onnxruntime registers it in the standard's domain
 
@@ -97,27 +97,16 @@ def inspect_file(path: Path) -> Inspection:
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    found = ""
-    if not path.is_file():
-        found = "no such file"
-    elif path.stat().st_size >= GRAPH_LIMIT_BYTES:
-        found = f"{path.stat().st_size} bytes, more than protobuf can hold: weights belong into a sidecar"
-    else:
-        with path.open("rb") as file:
-            head = file.read(64)
-        if not head:
-            found = "an empty file"
-        elif head.startswith(b"version https://git-lfs"):
-            found = "a git-lfs pointer (run `git lfs pull`)"
-    if not found:
-        try:
-            model = onnx.load(str(path), load_external_data=False)
-            if model.graph.node:
-                return model
-            found = "no graph in it"
-        except Exception as error:  # protobuf's decode errors share no public base
-            found = f"{type(error).__name__}: {error}"
-    raise ModelFolderError(f"{path}", expected="an ONNX model", found=found, remedy="fetch or build it again")
+    sound.read(path)  # what is no graph, and what lies about its sizes
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's decode errors share no public base
+        raise ModelFolderError(
+            f"{path}",
+            expected="an ONNX model",
+            found=f"{type(error).__name__}: {error}",
+            remedy="fetch or build it again",
+        ) from error
 
 
 def _domains(model: onnx.ModelProto) -> dict[str, int]:

@@ -6,8 +6,7 @@ is no weight is copied as it lies there.
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,24 +15,15 @@ from onnx import GraphProto, ModelProto, TensorProto
 from featherbed.errors import ModelFolderError, OptionError, OutputError
 from featherbed.folder import FileRecord, sidecar_name
 from featherbed.make.write import SIDECAR_LEAST_BYTES, Sink, put_outside
+from featherbed.wire import SIZED, Field, fields, mapped
 
 GRAPH_LIMIT_BYTES = 2**31  # protobuf holds less
 BLOCK_BYTES = 16 * 2**20  # hashed and written at a time
 GRAPH = ModelProto.GRAPH_FIELD_NUMBER
 INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
 RAW = TensorProto.RAW_DATA_FIELD_NUMBER
-VARINT, FIXED_64, SIZED, FIXED_32 = 0, 1, 2, 5  # protobuf's wire types
 
 Piece = bytes | memoryview
-
-
-@dataclass(frozen=True)
-class _Field:
-    """A field of a message: its number, all its bytes, and those of its value."""
-
-    number: int
-    whole: memoryview
-    value: memoryview
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,7 @@ class _Tensor:
     ``data`` is None where they are in no one piece, as in a list of numbers: such a tensor stays as it is.
     """
 
-    field: _Field
+    field: Field
     head: TensorProto
     data: memoryview | None
     outside: bool
@@ -58,9 +48,9 @@ def relocate(source: Path, target: Path, beside: bool) -> dict[str, FileRecord] 
     OutputError when writing fails; what was begun is removed.
     """
     try:
-        outer = list(_fields(_mapped(source)))
+        outer = list(fields(mapped(source)))
         (graph,) = (field for field in outer if field.number == GRAPH)
-        inner = list(_fields(graph.value))
+        inner = list(fields(graph.value))
         files: dict[str, memoryview] = {}
         tensors = {id(field): _tensor(field, source, files) for field in inner if field.number == INITIALIZER}
     except Exception as error:  # protobuf's own, and what a cut or foreign file leads to
@@ -119,47 +109,6 @@ def _check_size(source: Path, size: int) -> None:
         )
 
 
-def _mapped(path: Path) -> memoryview:
-    """A file's bytes, read as they are looked at; it stays mapped as long as a piece of them is in use."""
-    with path.open("rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _fields(message: memoryview) -> Iterator[_Field]:
-    """The fields of a message on the wire, in their order. Raises ValueError where it is none, or cut."""
-    at = 0
-    while at < len(message):
-        key, start = _number(message, at)
-        kind = key & 7
-        if kind == SIZED:
-            size, start = _number(message, start)
-            end = start + size
-        elif kind == VARINT:
-            _, end = _number(message, start)
-        elif kind in (FIXED_64, FIXED_32):
-            end = start + (8 if kind == FIXED_64 else 4)
-        else:
-            raise ValueError(f"wire type {kind} at byte {at}")
-        if end > len(message):
-            raise ValueError(f"a field of {end - at} bytes where {len(message) - at} are left")
-        yield _Field(key >> 3, message[at:end], message[start:end])
-        at = end
-
-
-def _number(message: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the place behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            break
-        byte = message[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number without an end")
-
-
 def _digits(value: int) -> bytes:
     """A number as seven bits a byte."""
     found = bytearray()
@@ -174,9 +123,9 @@ def _sized(number: int, value: Sequence[Piece]) -> list[Piece]:
     return [_digits(number << 3 | SIZED) + _digits(sum(map(len, value))), *value]
 
 
-def _tensor(field: _Field, source: Path, files: dict[str, memoryview]) -> _Tensor:
+def _tensor(field: Field, source: Path, files: dict[str, memoryview]) -> _Tensor:
     """An initializer of the graph at ``source``; ``files`` are those beside it, mapped, to which it adds its own."""
-    parts = list(_fields(field.value))
+    parts = list(fields(field.value))
     raw = [part.value for part in parts if part.number == RAW]
     head = TensorProto.FromString(b"".join(part.whole for part in parts if part.number != RAW))
     if head.data_location != TensorProto.EXTERNAL:
@@ -186,7 +135,7 @@ def _tensor(field: _Field, source: Path, files: dict[str, memoryview]) -> _Tenso
     if Path(name).name != name:
         raise ValueError(f"weights in {name!r}, outside the folder")
     if name not in files:
-        files[name] = _mapped(source.with_name(name))
+        files[name] = mapped(source.with_name(name))
     data = files[name][offset : offset + size]
     if offset < 0 or len(data) != size:
         raise ValueError(f"{head.name} is cut: {len(data)} bytes of {size}")

@@ -13,6 +13,7 @@ from featherbed.hub.store import MODEL_FOLDER, Store
 from featherbed.pipeline.pull import commit_of, fetched
 from featherbed.progress import Progress, silent
 from featherbed.run import embedder
+from featherbed.run.foreign import Foreign
 from featherbed.run.session import Memory
 
 
@@ -54,9 +55,10 @@ class Embedder(embedder.Embedder):
         provider: str = "auto",
         batch_tokens: int | None = None,
         memory: Memory | None = None,
+        foreign: Foreign | None = None,
         progress: Progress = silent,
     ) -> None:
-        """Open ``model``: a model folder, a Hub id ``owner/name[@revision]``, or an .onnx file with configs near it.
+        """Open ``model``: a model folder, a Hub id ``owner/name[@revision]``, a folder of others, or an .onnx file.
 
         Of an id, what is needed is fetched once; a checkpoint without variants is built once, which takes minutes, and
         ``progress`` is told. The other arguments, and what is raised, are of ``featherbed.run.embedder.Embedder``; of
@@ -71,4 +73,5 @@ class Embedder(embedder.Embedder):
             provider=provider,
             batch_tokens=batch_tokens,
             memory=memory,
+            foreign=foreign,
         )

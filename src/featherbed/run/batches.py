@@ -34,18 +34,18 @@ def collate(rows: Sequence[Sequence[int]], pad_id: int, places: npt.NDArray[np.i
     return Batch(ids, mask, np.arange(len(rows)) if places is None else places)
 
 
-def fitted(batch: Batch, shape: tuple[int, int]) -> Iterator[tuple[Batch, int]]:
+def fitted(batch: Batch, shape: tuple[int, int], pad_id: int = 0) -> Iterator[tuple[Batch, int]]:
     """A batch in pieces of exactly ``shape``, more padding at the right; of each piece, how many rows are the batch's.
 
-    The last piece is filled up with its own first row.
+    The last piece is filled up with its own last row.
     """
     rows, tokens = shape
-    wider = ((0, 0), (0, tokens - batch.ids.shape[1]))
+    wider = ((0, 0), (0, max(0, tokens - batch.ids.shape[1])))
     for start in range(0, len(batch.ids), rows):
         taken = np.arange(start, min(start + rows, len(batch.ids)))
-        filled = np.append(taken, [start] * (rows - len(taken))).astype(int)
-        ids, mask = np.pad(batch.ids[filled], wider), np.pad(batch.mask[filled], wider)
-        yield Batch(ids, mask, batch.places[taken]), len(taken)
+        filled = np.append(taken, [taken[-1]] * (rows - len(taken))).astype(int)
+        ids = np.pad(batch.ids[filled], wider, constant_values=pad_id)
+        yield Batch(ids, np.pad(batch.mask[filled], wider), batch.places[taken]), len(taken)
 
 
 def plan(lengths: Sequence[int], budget: int) -> list[npt.NDArray[np.intp]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,17 +15,19 @@ import numpy.typing as npt
 
 from featherbed.choice import AUTO, choose
 from featherbed.errors import OptionError, TextError
-from featherbed.folder import open_folder
+from featherbed.folder import MANIFEST, ModelFolder, open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run import heap
 from featherbed.run.batches import LONG_TOKENS, Batch, batches
 from featherbed.run.dense import read_layers, through
+from featherbed.run.foreign import Foreign, chosen, found
 from featherbed.run.pooling import check_mask, cut, normalize, pool
+from featherbed.run.ports import Known
 from featherbed.run.prompts import Prompts, Seen
-from featherbed.run.session import SMALL_NUMBERS, Engine, Memory, Session, require
+from featherbed.run.session import SMALL_NUMBERS, Engine, Memory, Origin, Session, require
 from featherbed.run.tokens import Tokenizer, check_texts
 from featherbed.run.windows import ahead, windows
-from featherbed.spec import Spec, read_spec
+from featherbed.spec import Spec
 
 Vectors = npt.NDArray[np.float32]
 Places = npt.NDArray[np.intp]
@@ -61,49 +63,79 @@ class Embedder:
         provider: str = "auto",
         batch_tokens: int | None = None,
         memory: Memory | None = None,
+        foreign: Foreign | None = None,
     ) -> None:
-        """Open ``model``: a model folder, or an .onnx file with its tokenizer and configs beside or above it.
+        """Open ``model``: a model folder, someone else's folder with .onnx files in it, or a bare .onnx file with its
+        tokenizer and configs beside or above it.
 
         ``variant`` "auto" takes int8, int8-block or fp32, the first that did not fail its gates. ``threads`` is how
         many cores may be busy (all), ``pool_size`` how many batches are run at a time (chosen by the work at hand);
         all share one set of weights. ``provider`` is "cpu", "cuda", "coreml", "openvino", or "auto": CUDA where
         there is one, else the CPU. ``batch_tokens`` bounds the tokens computed at a time, padding included, by all
-        runs together. ``memory`` says what is kept: prepacked weights on disk, prompts.
+        runs together. ``memory`` says what is kept: prepacked weights on disk, prompts. ``foreign`` says what files of
+        others leave open; of theirs, ``variant`` is a file's name, or what stands behind "model_" in it.
         Raises ModelFolderError, SpecError, TokenizerError or EngineError when the model cannot be used, OptionError
         on an unknown variant or option, MissingError when the provider is not installed.
         """
         if batch_tokens is not None and batch_tokens < 1:
             raise OptionError("batch_tokens", expected="at least 1", found=str(batch_tokens), remedy="leave it out")
-        path, self.spec, home = self._locate(Path(model), variant)
-        self.batch_tokens = batch_tokens or self.spec.max_batch_tokens_hint
+        path, self.spec, home, origin = self._locate(Path(model), variant, foreign)
         engine = Engine(threads, pool_size, provider, memory or Memory())
         with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long to read as mapped weights
-            session = beside.submit(Session, path, engine, self.spec.dim, self.spec.hidden_width)
+            session = beside.submit(Session, path, engine, self.spec.dim, origin)
             wait([session], HEAD_START_S)
             self._tokenizer = Tokenizer(home, self.spec)
             self._session = session.result()
         self._dense = cache(partial(read_layers, home))  # of pooled vectors only: our graphs have them inside
+        self._fit(home)
+        self.batch_tokens = batch_tokens or self.spec.max_batch_tokens_hint
         self.provider = self._session.provider
         self._prompts = Prompts(self._tokenizer, self._session.past) if self._session.keeps_past else None
         heap.give_back()
 
-    def _locate(self, model: Path, variant: str) -> tuple[Path, Spec, Path]:
-        self._ours = model.suffix != ".onnx"
-        if not self._ours:
-            if variant != AUTO:
-                raise OptionError(
-                    f"variant {variant!r} of {model}",
-                    expected="no variant: the file is one",
-                    found="one",
-                    remedy="leave it out, or give the model's folder",
-                )
-            self.variant = model.stem
-            home = model.parent if (model.parent / "config.json").is_file() else model.parent.parent
-            return model, read_spec(home), home
-        folder = open_folder(model)
-        self.variant = choose(folder.manifest, str(folder.path)) if variant == AUTO else variant
-        require(folder.variant(self.variant).least_onnxruntime, f"variant {self.variant} of {folder.path}")
-        return folder.graph_path(self.variant), folder.manifest.spec, folder.path
+    def _locate(self, model: Path, variant: str, said: Foreign | None) -> tuple[Path, Spec, Path, Origin]:
+        """(graph, spec, folder of the tokenizer, whose it is) of a folder of ours, one of others, or a bare file."""
+        bare = model.suffix == ".onnx" and not model.is_dir()
+        if bare and variant != AUTO:
+            raise OptionError(
+                f"variant {variant!r} of {model}",
+                expected="no variant: the file is one",
+                found="one",
+                remedy="leave it out, or give the model's folder",
+            )
+        self._found = None
+        folder, name = _ours(model, bare)
+        if folder is None:
+            path = model if bare else chosen(model, variant)
+            self._found = found(path, said or Foreign(), None if bare else model)
+            self.variant = path.stem
+            return path, self._found.spec, self._found.home, Origin(True, None, self._found.known)
+        if said is not None:
+            raise OptionError(
+                f"foreign= for {model}",
+                expected="nothing: it is a folder of ours, and its manifest says it all",
+                found=f"{said}",
+                remedy="leave it out",
+            )
+        name = name or (choose(folder.manifest, str(folder.path)) if variant == AUTO else variant)
+        self.variant = model.stem if bare else name
+        require(folder.variant(name).least_onnxruntime, f"variant {name} of {folder.path}")
+        check = partial(folder.check_hashes, folder.variant(name).files)
+        spec = folder.manifest.spec
+        known = Known(pad_id=spec.pad_id, hidden_width=spec.hidden_dim)
+        return folder.graph_path(name), spec, folder.path, Origin(False, check, known)
+
+    def _fit(self, home: Path) -> None:
+        """What the graph itself says of the model, where that is more than its folder does."""
+        longest = min(self.spec.max_length, self._session.ports.length or self.spec.max_length)
+        spec = self._found.fitting(self._session.ports) if self._found else replace(self.spec, max_length=longest)
+        if spec != self.spec:
+            self.spec, self._tokenizer = spec, Tokenizer(home, spec)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What is odd about the file that runs: axes that are fixed."""
+        return self._session.notices
 
     def encode(
         self,
@@ -262,7 +294,7 @@ class Embedder:
         check_mask(batch.mask)
         if unit and self._session.pools:
             vectors = self._session.vectors(batch, alone)
-            return vectors if self._ours else normalize(vectors)  # an output's name is no promise of its length
+            return vectors if self._session.unit else normalize(vectors)
         pooled = pool(self._session.hidden(batch), batch.mask, self.spec.pooling)
         pooled = through(self._dense(), pooled) if self.spec.dense else pooled
         return normalize(pooled) if unit else pooled
@@ -303,6 +335,19 @@ class Embedder:
                 remedy="leave it out for the whole vector",
             )
         return truncate_dim
+
+
+def _ours(model: Path, bare: bool) -> tuple[ModelFolder | None, str | None]:
+    """The folder of ours that ``model`` is, or that vouches for a bare file as one of its variants, and that one."""
+    if not bare:
+        return (open_folder(model), None) if (model / MANIFEST).is_file() else (None, None)
+    home = model.absolute().parent.parent
+    if (home / MANIFEST).is_file():
+        folder = open_folder(home)
+        for one in folder.manifest.variants.values():
+            if folder.path / one.files[0] == model.absolute():
+                return folder, one.name
+    return None, None
 
 
 def _side_by_side(jobs: list[tuple[Places, Job]], runs: int) -> Iterator[tuple[Places, Vectors]]:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,11 @@ def default_cache() -> Path:
     return home / "prepacked"
 
 
-def prepacked(path: Path, cache: Path | None = None) -> Prepacked | None:
+def prepacked(path: Path, cache: Path | None = None, check: Callable[[], object] = lambda: None) -> Prepacked | None:
     """The entry of ``cache`` for the graph at ``path``, made if need be; None, and the log says why, if it cannot.
 
-    Nothing is written but the new entry. Those that this onnxruntime on this CPU made of an earlier file at ``path``
+    ``check`` is called before one is made: whoever finds an entry reads nothing of the file but its hash. Nothing is
+    written but the new entry. Those that this onnxruntime on this CPU made of an earlier file at ``path``
     are removed.
     """
     try:
@@ -88,6 +89,7 @@ def prepacked(path: Path, cache: Path | None = None) -> Prepacked | None:
         if reason := _unfit(folder):
             LOG.debug("%s is loaded without prepacked weights: %s", path, reason)
             return None
+        check()
         cache.mkdir(parents=True, exist_ok=True)
         _remove_left(cache)
         _check_room(path, cache)
@@ -160,7 +162,7 @@ def key(path: Path) -> str:
     digest = hashlib.sha256(f"{FORMAT} {_maker()}\n".encode())
     with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
-    for sidecar in _sidecars(path):
+    for sidecar in sidecars_of(path):
         digest.update(f"{sidecar.name} {sidecar.stat().st_mtime_ns} {sample(sidecar)}\n".encode())
     return digest.hexdigest()[:32]
 
@@ -173,7 +175,7 @@ def _maker() -> str:
 
 def size_bytes(path: Path) -> int:
     """Bytes of a graph and its sidecars."""
-    return sum(p.stat().st_size for p in (path, *_sidecars(path)))
+    return sum(p.stat().st_size for p in (path, *sidecars_of(path)))
 
 
 def sample(path: Path) -> str:
@@ -187,7 +189,7 @@ def sample(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sidecars(path: Path) -> list[Path]:
+def sidecars_of(path: Path) -> list[Path]:
     """External data of a graph by the names in use: <graph>_data, <graph>.data."""
     return [p for p in (path.with_name(path.name + end) for end in ("_data", ".data")) if p.is_file()]
 

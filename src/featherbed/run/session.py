@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +14,15 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from featherbed.cpu import cores
-from featherbed.errors import EngineError, ModelFolderError, OptionError
+from featherbed.errors import EngineError, OptionError
 from featherbed.run import heap, prepack
-from featherbed.run.batches import LONG_TOKENS, Batch, fitted
+from featherbed.run.batches import LONG_TOKENS, Batch
+from featherbed.run.ports import KINDS, SENTENCE, TYPES, Known, Ports, ports
 from featherbed.run.providers import AUTO, CPU, check_used, choose
+from featherbed.run.sound import BITS, Port
+from featherbed.run.source import Loading, Source
 
-HIDDEN = "last_hidden_state"
-SENTENCE = "sentence_embedding"
-KNOWN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+LOG = logging.getLogger("featherbed")
 FATAL = 4  # onnxruntime's severity: what fails is raised as our error, not printed as well
 MOST_RUNS = 4  # concurrent runs that a session without pool_size makes
 SHARED_BYTES = 64 * 2**20  # a file below it is loaded twice without a thought
@@ -81,6 +83,16 @@ class Engine:
         return threads, threads // runs, runs
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Whose a file is. ``check`` is called before it is read; ``foreign``: nobody vouches for it, and it runs as it is,
+    without prepacked weights; ``known`` is what its inputs and outputs do not say."""
+
+    foreign: bool = False
+    check: Callable[[], None] | None = None
+    known: Known = field(default_factory=Known)
+
+
 class Session:
     """One .onnx file, ready to run from many threads at once.
 
@@ -89,22 +101,18 @@ class Session:
     """
 
     def __init__(
-        self, path: Path, engine: Engine | None = None, width: int | None = None, hidden_width: int | None = None
+        self, path: Path, engine: Engine | None = None, width: int | None = None, origin: Origin | None = None
     ) -> None:
-        """Load ``path``, whose vectors must be ``width`` wide and its axes dynamic where that is given.
+        """Load ``path``, whose vectors must be ``width`` wide where that is given.
 
-        ``hidden_width`` is what hidden states have, where that is another.
-
-        Raises ModelFolderError without the file, MissingError when the provider asked for is not installed,
-        EngineError when onnxruntime refuses the file or the provider, or when its inputs and outputs are not those
-        of this embedding model.
+        Raises ModelFolderError on a file that is none or not to be trusted, MissingError when the provider asked for
+        is not installed, EngineError when onnxruntime refuses the file or the provider, or when its inputs and outputs
+        are not those of an embedding model, OptionError where one of them must be asked for.
         """
-        if not path.is_file():
-            raise ModelFolderError(
-                f"{path}", expected="an .onnx file", found="no such file", remedy="fetch or build it again"
-            )
+        origin = origin or Origin()
         self._path, self._width, self._engine = path, width, engine or Engine()
-        self._widths = {SENTENCE: width, HIDDEN: hidden_width or width}
+        self._known, self._foreign = origin.known, origin.foreign
+        self._source = Source(path, origin.foreign, origin.check)
         self._providers = choose(self._engine.provider, ort.get_available_providers())
         if self._engine.memory.give_back:
             heap.map_large_blocks()
@@ -118,25 +126,36 @@ class Session:
         two = self.prepacked is not None or prepack.size_bytes(path) <= SHARED_BYTES
         if self.provider != CPU or (self._among != self._alone and not two):
             self._among, self.runs = self._alone, 1  # a second session would be a second copy of the weights
-        self._inputs = {i.name for i in first.get_inputs()}
         self.outputs = {o.name: o.shape for o in first.get_outputs()}
-        unknown = self._inputs - KNOWN_INPUTS
-        if unknown or "input_ids" not in self._inputs or not self.outputs.keys() & {HIDDEN, SENTENCE}:
-            raise EngineError(
-                f"{path}",
-                expected=f"inputs among {', '.join(sorted(KNOWN_INPUTS))} and an output {HIDDEN} or {SENTENCE}",
-                found=f"inputs {', '.join(sorted(self._inputs))}; outputs {', '.join(self.outputs)}",
-                remedy="use a file made by `featherbed build`",
-            )
-        self.fixed: tuple[int, int] | None = None  # texts and tokens of a run, where the file says how many
-        self._check_axes(first)
+        self.ports = self._ports(first)
+        if self.ports.batch or self.ports.length:
+            LOG.warning("%s", "; ".join(self.notices))
+
+    def _ports(self, session: ort.InferenceSession) -> Ports:
+        inputs, outputs = ([_port(arg) for arg in args] for args in (session.get_inputs(), session.get_outputs()))
+        return ports(f"{self._path}", inputs, outputs, self._known, lambda: self._source.graph.scales, self._width)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What whoever runs the file should know of it: fixed axes."""
+        found = []
+        if self.ports.batch:
+            found.append(f"{self._path} takes {self.ports.batch} text at a time: the batch is fixed, and it is slow")
+        if self.ports.length:
+            found.append(f"{self._path} takes {self.ports.length} tokens: shorter texts are padded, longer ones cut")
+        return tuple(found)
 
     def _find_prepacked(self) -> prepack.Prepacked | None:
         cache = self._engine.memory.cache
         fitting = self._engine.memory.prepack and self._providers == choose(CPU, ort.get_available_providers())
-        if cache is False or not fitting or (cache is None and prepack.size_bytes(self._path) < prepack.LEAST_BYTES):
+        if (
+            cache is False
+            or not fitting
+            or self._foreign
+            or (cache is None and prepack.size_bytes(self._path) < prepack.LEAST_BYTES)
+        ):
             return None
-        return prepack.prepacked(self._path, Path(cache) if cache else None)
+        return prepack.prepacked(self._path, Path(cache) if cache else None, lambda: self._source.graph)
 
     def _open(self, graph: Path, threads: int) -> ort.InferenceSession:
         """The session of ``graph`` on ``threads`` threads, opened once; of the file where the cache was emptied."""
@@ -159,8 +178,11 @@ class Session:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it was saved optimized
         if not self._engine.memory.prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        own = graph == self._path
+        loading = self._source.loading() if own else Loading(str(graph), {})
         try:
-            return ort.InferenceSession(str(graph), options, providers=list(self._providers), enable_fallback=0)
+            _hand_over(loading, options)
+            loaded = ort.InferenceSession(loading.model, options, providers=list(self._providers), enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             if self._engine.provider == AUTO and self._providers[0] != self._providers[-1]:
                 self._providers = self._providers[-1:]  # a GPU build without its GPU; ``provider`` says so
@@ -168,61 +190,52 @@ class Session:
             raise EngineError(
                 f"{self._path}",
                 expected=f"a graph that onnxruntime {ort.__version__} loads",
-                found=_one_line(error),
+                found=_one_line(error).replace(str(loading.model)[:200], str(self._path)),
                 remedy="check the file with `featherbed inspect`, or update onnxruntime",
             ) from error
-
-    def _check_axes(self, session: ort.InferenceSession) -> None:
-        if self._width is None:
-            return
-        for name, rank in ((HIDDEN, 3), (SENTENCE, 2)):
-            shape = self.outputs.get(name)
-            width = self._widths[name]
-            if shape and (len(shape) != rank or (isinstance(shape[-1], int) and shape[-1] != width)):
-                raise EngineError(
-                    f"output {name} of {self._path}",
-                    expected=f"{rank} axes, the last of {width} as the configs say",
-                    found=str(shape),
-                    remedy="use the file and the configs of the same model",
-                )
-        for port in session.get_inputs():
-            fixed = [axis for axis in port.shape if isinstance(axis, int)]
-            if len(fixed) == len(port.shape) == 2 and self.fixed in (None, tuple(fixed)):
-                self.fixed = (fixed[0], fixed[1])
-            elif fixed:
-                raise EngineError(
-                    f"input {port.name} of {self._path}",
-                    expected="axes for batch and sequence that are both dynamic, or both fixed as every input's",
-                    found=f"the shape {port.shape}",
-                    remedy="build the model with `featherbed build`",
-                )
+        if own and loading.model == str(self._path) and not self._source.unchanged():
+            raise EngineError(
+                f"{self._path}",
+                expected="the file that was checked",
+                found="another in its place, put there while it was loaded",
+                remedy="open the model again",
+            )
+        return loaded
 
     @property
     def pools(self) -> bool:
-        """Whether the graph itself gives unit vectors."""
-        return SENTENCE in self.outputs
+        """Whether the graph itself gives vectors, and not hidden states only."""
+        return self.ports.vectors is not None
+
+    @property
+    def unit(self) -> bool:
+        """Whether these vectors are known to be of length 1: an output's name is no promise, and codes are rounded."""
+        return (
+            not self._foreign and self.ports.vectors is not None and self.ports.vectors.kind == TYPES["tensor(float)"]
+        )
 
     def vectors(self, batch: Batch, alone: bool = True) -> Vectors:
         """Unit vectors [B, D] from a graph that pools. ``alone`` False leaves cores to the runs beside this one."""
         long = self.prepacked and self.prepacked.graph(prepack.LONG)
         graph = long if long and batch.ids.shape[1] > LONG_TOKENS else self._graph
-        return self._run(self._open(graph, self._alone if alone else self._among), batch, SENTENCE)
+        assert self.ports.vectors is not None
+        return self._run(self._open(graph, self._alone if alone else self._among), batch, self.ports.vectors)
 
     def hidden(self, batch: Batch) -> Vectors:
         """Hidden states [B, T, D], from the file itself where the engine's graph has none.
 
         Raises EngineError when the file gives pooled vectors only.
         """
-        session = self._open(self._graph if HIDDEN in self.outputs else self._path, self._alone)
-        found = [o.name for o in session.get_outputs()]
-        if HIDDEN not in found:
+        session = self._open(self._graph if self.ports.hidden is not None else self._path, self._alone)
+        port = self.ports.hidden or self._ports(session).hidden
+        if port is None:
             raise EngineError(
                 f"{self._path}",
-                expected=f"the output {HIDDEN}, for vectors that are not normalised",
-                found=", ".join(found),
+                expected="the output last_hidden_state, for vectors that are not normalised",
+                found=", ".join(o.name for o in session.get_outputs()),
                 remedy="leave normalize_embeddings at True",
             )
-        return self._run(session, batch, HIDDEN)
+        return self._run(session, batch, port)
 
     @property
     def keeps_past(self) -> bool:
@@ -250,36 +263,31 @@ class Session:
         feeds: Feeds = {"input_ids": row, "attention_mask": np.ones_like(row), **past}
         return np.asarray(self._call(session, [SENTENCE], feeds)[0], np.float32)
 
-    def _run(self, session: ort.InferenceSession, batch: Batch, output: str) -> Vectors:
-        if self.fixed is None:
-            return self._run_whole(session, batch, output)
-        tokens = batch.ids.shape[1]
-        if tokens > self.fixed[1]:
+    def _run(self, session: ort.InferenceSession, batch: Batch, port: Port) -> Vectors:
+        small = batch.ids.size * (self._width or WIDTH) <= SMALL_NUMBERS
+        rank, width = (2, self._width) if port is self.ports.vectors else (3, self._known.hidden_width or self._width)
+        if batch.ids.shape[1] > (self.ports.length or batch.ids.shape[1]):
             raise EngineError(
-                f"a text of {tokens} tokens",
-                expected=f"at most {self.fixed[1]}, as {self._path} is built for",
+                f"a text of {batch.ids.shape[1]} tokens",
+                expected=f"at most {self.ports.length}, as {self._path} is built for",
                 found="more",
                 remedy="build it with a longer --static, or without",
             )
-        found = [self._run_whole(session, piece, output)[:rows] for piece, rows in fitted(batch, self.fixed)]
-        return np.concatenate(found)[:, :tokens] if output == HIDDEN else np.concatenate(found)
-
-    def _run_whole(self, session: ort.InferenceSession, batch: Batch, output: str) -> Vectors:
-        feeds = {"input_ids": batch.ids, "attention_mask": batch.mask}
-        if "token_type_ids" in self._inputs:
-            feeds["token_type_ids"] = np.zeros_like(batch.ids)
-        feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        small = batch.ids.size * (self._width or WIDTH) <= SMALL_NUMBERS
-        result = self._call(session, [output], feeds, keep=small)[0]
-        right = result.ndim == (2 if output == SENTENCE else 3) and result.shape[-1] == self._widths[output]
-        if self._width is not None and not right:
-            raise EngineError(
-                f"output {output} of {self._path}",
-                expected=f"vectors of {self._widths[output]} components as the configs say",
-                found=f"the shape {list(result.shape)}",
-                remedy="use the file and the configs of the same model",
+        found = []
+        for part, rows in self.ports.parts(batch):
+            result = self._call(session, [port.name], self.ports.feeds(part), keep=small)[0]
+            right = (
+                result.ndim == rank and len(result) == len(part.ids) and result.shape[-1] == (width or result.shape[-1])
             )
-        return np.asarray(result, np.float32)
+            if not right:
+                raise EngineError(
+                    f"output {port.name} of {self._path}",
+                    expected=f"{rank} axes, {len(part.ids)} texts, the last of {width} as the configs say",
+                    found=f"the shape {list(result.shape)}",
+                    remedy="use the file and the configs of the same model",
+                )
+            found.append(self.ports.read(port, result[:rows] if rank == 2 else result[:rows, : batch.ids.shape[1]]))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _call(
         self, session: ort.InferenceSession, outputs: list[str], feeds: Feeds, keep: bool = True
@@ -358,4 +366,27 @@ def require(least: str, subject: str) -> None:
 
 def _one_line(error: Exception) -> str:
     """onnxruntime's message on one line: its details may stand on the second."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    return " ".join(str(error).split())[:600] or type(error).__name__
+
+
+def _port(arg: ort.NodeArg) -> Port:
+    """An input or output as onnxruntime describes it."""
+    return Port(arg.name, TYPES.get(arg.type, 0), tuple(arg.shape) if arg.shape is not None else None)
+
+
+def _hand_over(loading: Loading, options: ort.SessionOptions) -> None:
+    """Weights that onnxruntime is not to open itself, not copied: they are mapped as long as the source lives."""
+    if loading.files:
+        options.add_external_initializers_from_files_in_memory(
+            list(loading.files), list(loading.files.values()), [len(data) for data in loading.files.values()]
+        )
+    elif loading.weights:
+        values = [_value(*weight) for weight in loading.weights.values()]
+        options.add_external_initializers(list(loading.weights), values)
+
+
+def _value(data: npt.NDArray[np.uint8], kind: int, dims: tuple[int, ...]) -> ort.OrtValue:
+    if kind in KINDS:
+        return ort.OrtValue.ortvalue_from_numpy(data.view(KINDS[kind]).reshape(dims))
+    other = data.view(f"<u{BITS[kind] // 8}").reshape(dims)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(other, kind)
