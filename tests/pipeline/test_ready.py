@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from huggingface_hub import constants
 
 import featherbed
+from featherbed.check.page import write_pages
 from featherbed.folder import open_folder
 from featherbed.hub.client import default_root
 from featherbed.hub.links import leads_out
 from featherbed.hub.store import Store
 from featherbed.pipeline.build import build
+from featherbed.pipeline.built import _move
 from featherbed.pipeline.pull import pull
 from featherbed.pipeline.ready import ready
 from featherbed.pipeline.stage import Weights, staged
@@ -72,6 +75,39 @@ def test_a_plain_checkpoint_is_built_once_and_further_variants_come_beside_it(
     assert "int8-dynamic" in (folder / "README.md").read_text("utf-8")
     assert (model.manifest.origin.base_model, model.manifest.origin.revision) == (CHECKPOINT, COMMIT)
     assert [path.name for path in folder.parent.iterdir() if ".tmp-" in path.name] == []
+
+
+def test_a_variant_that_comes_beside_others_leaves_a_whole_folder_wherever_it_is_stopped(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = open_folder(folders["bert-mean"]).manifest.variants["q4"]
+    replace = Path.replace
+    for good in range(30):
+        source, out = (
+            Path(shutil.copytree(folders["bert-mean"], tmp_path / f"{end}{good}")) for end in ("source", "out")
+        )
+        write_pages(open_folder(out).without("q4"))
+        left = [good]
+
+        def stopped(path: Path, target: Path, left: list[int] = left) -> Any:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopped)
+            try:
+                _move(open_folder(source), "q4", out)
+            except KeyboardInterrupt:
+                open_folder(out).check_hashes()
+            else:
+                break
+    assert good > 4
+    opened = open_folder(out)
+    opened.check_hashes()
+    assert opened.manifest.variants["q4"] == variant
+    assert {"README.md", "report.html", "config.json"} < opened.manifest.files.keys()
 
 
 @pytest.mark.parametrize("layout", ["links", "links to a shared store"])

@@ -102,9 +102,19 @@ def test_a_search_stopped_while_its_winner_comes_or_is_verified_is_whole_after_t
 
     def killed(path: Path, target: Path) -> Any:
         replace(path, target)
-        if target == folder / "config.json":
+        if target == folder / stop[0]:
             raise KeyboardInterrupt
 
+    stop = ["reports/tune.json"]
+    with monkeypatch.context() as patch:  # that of an earlier search gives way
+        (folder / "reports").mkdir(exist_ok=True)
+        (folder / "reports" / "tune.json").write_text("{}", "utf-8")
+        open_folder(folder).with_evidence({})
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(folder, minimum=["cos_min=0.9"], trials=4, calibration=few, probes=[few])
+        open_folder(folder).check_hashes()
+    stop[:] = ["config.json"]
     for room, name, instead in ((Path, "replace", killed), (tuning, "verify", stopped)):
         with monkeypatch.context() as patch:
             patch.setattr(room, name, instead)

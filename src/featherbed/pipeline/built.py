@@ -7,10 +7,10 @@ from pathlib import Path
 
 from featherbed.check.page import write_pages
 from featherbed.choice import AUTO, PREFERENCE
-from featherbed.folder import MANIFEST, REPORTS, ModelFolder, open_folder
+from featherbed.folder import CARD, MANIFEST, PAGE, REPORTS, ModelFolder, open_folder
 from featherbed.hub.store import BUILD_LOCK, Record, Store
 from featherbed.pipeline.build import build
-from featherbed.pipeline.variants import added
+from featherbed.pipeline.variants import added, unnamed
 from featherbed.progress import Progress
 
 
@@ -41,4 +41,4 @@ def _move(source: ModelFolder, name: str, out: Path) -> None:
         (source.path / file).replace(out / file)
     if source.report_path(name).is_file():
         source.report_path(name).replace(out / REPORTS / f"{name}.json")
-    write_pages(added(open_folder(out), variant).with_evidence({}))
+    write_pages(unnamed(added(open_folder(out), variant), [CARD, PAGE]))

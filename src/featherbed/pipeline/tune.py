@@ -26,7 +26,7 @@ from featherbed.make.ir import Graph
 from featherbed.make.read import read_graph
 from featherbed.make.tune import Mix
 from featherbed.make.variant import chosen_alpha, prepared
-from featherbed.pipeline.variants import Writer, Written, added, calibration_tokens
+from featherbed.pipeline.variants import Writer, Written, added, calibration_tokens, unnamed
 from featherbed.pipeline.verify import verify
 from featherbed.probe import Probe, read_probe, shipped, shipped_calibration
 from featherbed.progress import Progress, silent
@@ -278,8 +278,9 @@ class _Search:
             "machine": machine(),
         }
         self.path.parent.mkdir(exist_ok=True)
-        write_text(self.path, dump(self.state))
         picture = self.path.with_name(PICTURE)
+        unnamed(open_folder(self.folder.path), [f"{REPORTS}/{path.name}" for path in (self.path, picture)])
+        write_text(self.path, dump(self.state))
         write_text(picture, front_svg(trials, self.state["front"], winner, self.wish.bounds))
         open_folder(self.folder.path).with_evidence({})  # the manifest knows the evidence
         report = None if winner is None else self._adopt(mixes[winner], smooth)

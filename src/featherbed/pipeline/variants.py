@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,17 @@ def name_sidecars(folder: Path, graphs: dict[str, bool]) -> None:
         write_text(path, dump({**config, "transformers.js_config": {"use_external_data_format": sidecars}}))
 
 
+def unnamed(model: ModelFolder, names: Collection[str]) -> ModelFolder:
+    """A folder whose manifest does not name these files, written to disk: they are about to become others."""
+    files = {name: record for name, record in model.manifest.files.items() if name not in names}
+    if files == model.manifest.files:
+        return model
+    left = replace(model.manifest, files=files)
+    write_text(model.path / MANIFEST, dump(left.to_json()))
+    sync_folder(model.path)  # after a power cut too
+    return ModelFolder(model.path, left)
+
+
 def added(model: ModelFolder, variant: Variant) -> ModelFolder:
     """A folder with a variant whose files lie in it already, and with a config.json that says whether it has a sidecar.
 
@@ -131,9 +142,7 @@ def added(model: ModelFolder, variant: Variant) -> ModelFolder:
     """
     graphs = graphs_of([variant])
     if misnamed_sidecars(model.path, graphs):
-        files = {name: record for name, record in model.manifest.files.items() if name != CONFIG}
-        write_text(model.path / MANIFEST, dump(replace(model.manifest, files=files).to_json()))
-        sync_folder(model.path)  # after a power cut too
+        model = unnamed(model, [CONFIG])
         name_sidecars(model.path, graphs)
     there = (model.path / CONFIG).is_file()
     files = model.manifest.files | ({CONFIG: file_record(model.path / CONFIG)} if there else {})
