@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featherbed.run.batches import LEAST_SPLIT_TOKENS, LONG_TOKENS, Batch, batches, collate, plan
+from featherbed.run.batches import LEAST_SPLIT_TOKENS, LONG_TOKENS, Batch, batches, collate, fitted, plan
 
 LENGTHS = st.lists(st.integers(1, 80), max_size=60)
 BUDGETS = st.integers(1, 400)
@@ -136,3 +136,16 @@ def test_shares_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("runs", [1, 4])
 def test_no_rows_make_no_batch(runs: int) -> None:
     assert list(batches([], 0, 16, runs)) == []
+
+
+@given(rows=ROWS, shape=st.tuples(st.integers(1, 7), st.integers(12, 20)))
+def test_fitted_pieces_have_the_shape_and_carry_each_row_once(rows: list[list[int]], shape: tuple[int, int]) -> None:
+    whole, seen = collate(rows, -1), list[int]()
+    for piece, count in fitted(whole, shape):
+        assert piece.ids.shape == piece.mask.shape == shape
+        assert piece.mask.any(axis=1).all()  # no row without tokens, which would have no vector
+        assert len(piece.places) == count
+        for at in range(count):
+            assert piece.ids[at][piece.mask[at] > 0].tolist() == rows[int(piece.places[at])]
+        seen += piece.places.tolist()
+    assert seen == list(range(len(rows)))
