@@ -28,6 +28,7 @@ from featherbed.make.variant import made
 from featherbed.make.write import write_graph
 from featherbed.recipe import RECIPES, Rotate
 from featherbed.spec import Pooling, read_spec
+from featherbed.steps import UnsignedTable
 from tests.conftest import FIXTURES, NAMES, made_by, reference_of, texts_for, upstream
 
 Ids = npt.NDArray[np.int64]
@@ -35,7 +36,7 @@ Vectors = npt.NDArray[np.float32]
 LAYERS = {"bert-mean": 2, "bert-cls": 1, "qwen3-tied": 2, "qwen3-biased": 2}
 # what follows the last attention stands there twice where one token is pooled: for all rows, and for that one
 TAILS = {name: layers + (name != "bert-mean") for name, layers in LAYERS.items()}
-DYNAMIC = {"int8-dynamic", "int8-smooth"}  # these have a scale for the whole batch
+DYNAMIC = {"int8-dynamic", "int8-smooth", "int8-full", "uint8"}  # these have a scale for the whole batch
 PER_ROW = [name for name in RECIPES if name not in DYNAMIC]
 VOCABULARY = 384
 
@@ -164,7 +165,9 @@ def test_no_operator_of_ours_and_no_linear_layer_in_float_is_left(name: str, rec
     assert len(in_float) - turned_back == (linears if recipe == "fp32" else 0)
     expected = {
         "fp32": None,
-        "int8": "com.microsoft.MatMulIntegerToFloat",
+        "int8-static": None,  # Gemm and MatMul, of what DequantizeLinear gives
+        "bnb4": "com.microsoft.MatMulBnb4",
+        **dict.fromkeys(("int8", "uint8-out"), "com.microsoft.MatMulIntegerToFloat"),
         **dict.fromkeys(DYNAMIC, "com.microsoft.MatMulIntegerToFloat"),
         **dict.fromkeys(("int8-block", "int4", "int4-small", "q4", "q4f16"), "com.microsoft.MatMulNBits"),
         "fp16": "Gemm",
@@ -178,10 +181,13 @@ def test_the_table_has_the_bits_the_recipe_says(name: str, recipe: str) -> None:
     graph = made_by(name, recipe)
     lookups = [node for node in graph.nodes if node.op in {"Gather", "GatherBlockQuantized"}]
     bits = [dict(node.attributes)["bits"] for node in lookups if node.op == "GatherBlockQuantized"]
-    assert bits == {"int8": [8], "int8-block": [8], "int4": [8], "int4-small": [4]}.get(recipe, [])
+    blockwise = {"int8": [8], "int8-block": [8], "int4": [8], "int4-small": [4], "uint8-out": [8]}
+    assert bits == blockwise.get(recipe, [])
+    unsigned = UnsignedTable() in RECIPES[recipe].steps
     table = f"{'word_embeddings' if name.startswith('bert') else 'embed_tokens'}.weight"
     table += ".f16" if RECIPES[recipe].half else ""
-    assert any(name.endswith(table) for node in lookups for name in node.inputs) == (not bits)
+    assert any(name.endswith(table) for node in lookups for name in node.inputs) == (not bits and not unsigned)
+    assert any(name.endswith(f"{table}.u8") for node in lookups for name in node.inputs) == unsigned
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -242,6 +248,7 @@ def test_inputs_and_outputs_are_the_ones_optimum_reads(
     assert [(o.name, o.type, o.shape) for o in opened.get_outputs()] == [
         ("last_hidden_state", "tensor(float)", [*axes, width]),
         ("sentence_embedding", "tensor(float)", ["batch_size", width]),
+        *([("sentence_embedding_quantized", "tensor(uint8)", ["batch_size", width])] if recipe == "uint8-out" else []),
     ]
 
 

@@ -116,7 +116,26 @@ def test_a_config_that_says_nothing_of_sidecars_stays_as_it_is(folders: dict[str
     prune(folder, ["fp32", "int8"])
     open_folder(folder).check_hashes()
     assert files(folder)["config.json"] == before["config.json"]
-    assert list((folder / "onnx").iterdir()) == [folder / "onnx" / name for name in ("model.onnx", "model_int8.onnx")]
+    left = {path.name for path in (folder / "onnx").iterdir()}
+    assert left == {"model.onnx", "model_int8.onnx", "model_quantized.onnx"}
+
+
+def test_a_variant_goes_with_its_other_name_and_frees_its_bytes_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["bert-mean"], folder, copy_function=os.link)
+    size = (folder / "onnx" / "model_int8.onnx").stat().st_size
+    pruned = prune(folder, [name for name in open_folder(folder).manifest.variants if name != "int8"])
+    assert [pruned.freed["onnx/model_int8.onnx"], pruned.freed["onnx/model_quantized.onnx"]] == [size, 0]
+    assert not (folder / "onnx" / "model_quantized.onnx").exists()
+    open_folder(folder).check_hashes()
+    assert "onnx/model_quantized.onnx" not in open_folder(folder).manifest.files
+
+
+def test_a_copy_that_a_stopped_run_left_is_taken_by_the_next(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["bert-mean"], tmp_path / "model"))
+    prune(folder, ["fp32", "q4"])
+    (folder / "onnx" / "model_quantized.onnx").write_bytes(b"left")
+    assert prune(folder, ["fp32", "q4"]).left_over == ("onnx/model_quantized.onnx",)
 
 
 def test_a_dry_run_tells_the_same_and_writes_nothing(make: Make) -> None:

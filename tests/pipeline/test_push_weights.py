@@ -125,7 +125,8 @@ def test_the_folder_at_hand_stays_as_it_is(judged: Path, weights: Weights, stage
 
 def test_transformers_js_is_told_of_the_sidecars_that_there_are(folders: dict[str, Path], stage: Stage) -> None:
     beside = stage(open_folder(folders["bert-cls"]), Weights.BESIDE)
-    assert sidecars(beside.path) == {Path(one.files[0]).name: True for one in beside.manifest.variants.values()}
+    graphs = {Path(one.files[0]).name for one in beside.manifest.variants.values()}
+    assert sidecars(beside.path) == dict.fromkeys((*graphs, "model_quantized.onnx"), True)
     few = stage(beside, Weights.AS_BUILT, ("fp32", "q4"))
     assert sidecars(few.path) == {"model.onnx": True, "model_q4.onnx": True}
     inside = stage(beside, Weights.INSIDE, ("fp32", "q4"))
@@ -235,8 +236,8 @@ def test_a_place_of_another_name_is_refused() -> None:
 def test_the_files_that_would_go_are_listed_as_they_would_lie(judged: Path, run: Run) -> None:
     words = ("push", judged, NAME, "--variants", "int8", "--dry-run", "--json")
     listed = {place: set(run(*words, "--weights", place).document["files"]) for place in Weights}
-    graphs = {"onnx/model.onnx", "onnx/model_int8.onnx"}
-    both = {*graphs, "onnx/model.onnx_data", "onnx/model_int8.onnx_data"}
+    graphs = {"onnx/model.onnx", "onnx/model_int8.onnx", "onnx/model_quantized.onnx"}
+    both = {*graphs, *(f"{graph}_data" for graph in graphs)}
     assert {place: {f for f in found if f.startswith("onnx/")} for place, found in listed.items()} == {
         Weights.AS_BUILT: graphs, Weights.INSIDE: graphs, Weights.BESIDE: both,
     }  # fmt: skip

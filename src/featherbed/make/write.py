@@ -104,37 +104,33 @@ def write_graph(
 
 
 def write_again(path: Path, target: Path) -> dict[str, FileRecord]:
-    """A graph that was written, and its sidecar, once more under another name: links where the disk has them.
+    """A graph that was written, and its sidecar, once more under another name: a link where the disk has them.
 
-    A graph with a sidecar names it, so it is another file then. Returns the record of each file by name. Raises
-    OutputError.
+    A graph with a sidecar names it, so it is another file then, and the sidecar is copied: onnx refuses one that
+    is linked. Returns the record of each file by name. Raises OutputError.
     """
-    sidecar = path.with_name(sidecar_name(path.name))
+    sidecar, beside = (one.with_name(sidecar_name(one.name)) for one in (path, target))
     try:
         if not sidecar.is_file():
-            return {target.name: _linked(path, target)}
+            try:
+                os.link(path, target)
+            except OSError:
+                shutil.copyfile(path, target)
+            return {target.name: file_record(target)}
         model = onnx.load(str(path), load_external_data=False)
         for tensor in model.graph.initializer:
             for entry in tensor.external_data:
-                entry.value = sidecar_name(target.name) if entry.key == "location" else entry.value
+                entry.value = beside.name if entry.key == "location" else entry.value
         target.write_bytes(model.SerializeToString(deterministic=True))
-        beside = target.with_name(sidecar_name(target.name))
-        return {target.name: file_record(target), beside.name: _linked(sidecar, beside)}
+        shutil.copyfile(sidecar, beside)
+        return {target.name: file_record(target), beside.name: file_record(beside)}
     except OSError as error:
         raise OutputError(
             f"{target}",
-            expected="room for a copy, where the disk has no links",
+            expected="room for a copy of the weights",
             found=f"{error.strerror or error}",
             remedy="free space or choose another folder with -o",
         ) from error
-
-
-def _linked(source: Path, target: Path) -> FileRecord:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-    return file_record(target)
 
 
 def model_bytes(graph: Graph) -> bytes:
