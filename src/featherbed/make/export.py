@@ -67,12 +67,12 @@ def exported(checkpoint: Checkpoint, spec: Spec, place: Path) -> Graph:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _export(_Hidden(model).eval(), spec, place / GRAPH)
+        graph, axes = read_foreign(place / GRAPH)
     except Exception as error:  # torch's exporter raises errors of a dozen kinds
         raise _refused(spec, "a model that torch exports with dynamic batch and sequence", error) from error
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-    graph, axes = read_foreign(place / GRAPH)
     return lift(graph, axes, spec)
 
 

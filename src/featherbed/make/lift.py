@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from featherbed.make.graph.blocks import INT, Aligned, Blocks, finish, ports
-from featherbed.make.ir import Array, Graph, Node, Weight
+from featherbed.make.ir import OURS, Array, Graph, Node, Weight
 from featherbed.spec import Spec
 
 IDS, MASK, HIDDEN = "input_ids", "attention_mask", "last_hidden_state"
@@ -52,7 +52,7 @@ class _Lifter:
         rows, width = self._rows_of(hidden, self._spec.dim), self._spec.dim
         finish(self._b, lambda x: x, (rows,), self._aligned, self._spec.pooling, width)
         whole = self._b.graph(*ports(width, token_types=False))
-        return whole.replaced(_needed(whole), whole.weights)
+        return _unshared(whole.replaced(_needed(whole), whole.weights))
 
     def _take(self, node: Node) -> None:
         weight = self._matrix(node)
@@ -171,6 +171,20 @@ def _transposed(weight: Weight) -> Weight:
         yield np.ascontiguousarray(weight.array().T)
 
     return Weight(f"{weight.name}.turned", weight.dtype, weight.shape[::-1], read)
+
+
+def _unshared(graph: Graph) -> Graph:
+    """Linear layers and lookups with weights of their own: recipes change them, and other readers must not see it."""
+    ours = [node.domain == OURS for node in graph.nodes]
+    others = {name for node, mine in zip(graph.nodes, ours, strict=True) if not mine for name in node.inputs}
+    nodes, weights = list[Node](), dict(graph.weights)
+    for node, mine in zip(graph.nodes, ours, strict=True):
+        name = node.inputs[1] if mine else ""
+        if name in others:
+            weights[f"{name}.own"] = replace(weights[name], name=f"{name}.own")
+            node = replace(node, inputs=(node.inputs[0], f"{name}.own"))
+        nodes.append(node)
+    return graph.replaced(nodes, weights)
 
 
 def _needed(graph: Graph) -> list[Node]:

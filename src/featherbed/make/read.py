@@ -53,9 +53,9 @@ def read_foreign(path: Path) -> tuple[Graph, dict[str, tuple[str | int, ...]]]:
         if node.op_type == "Constant":
             weights[node.output[0]] = _constant(node)
             continue
-        attributes = tuple((a.name, _attribute(a)) for a in node.attribute)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.TENSOR) for a in node.attribute):
             raise ValueError(f"{node.op_type} with a graph or a tensor inside")
+        attributes = tuple((a.name, _attribute(a)) for a in node.attribute)
         nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), node.domain, attributes))
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     inputs, outputs = (tuple(map(_port, ports)) for ports in (model.graph.input, model.graph.output))
