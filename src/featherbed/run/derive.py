@@ -39,14 +39,12 @@ def engine_graph(model: ModelProto) -> ModelProto:
 
 
 def has_past(model: ModelProto) -> bool:
-    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies."""
+    """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies.
+
+    Models that see both sides have frequencies of other names. Nothing of a prompt can be kept of them, and for their
+    attention onnxruntime 1.31 has no second kernel: ``for_long`` takes as much memory as without.
+    """
     return _size(model.graph) > 0
-
-
-def has_long(model: ModelProto) -> bool:
-    """Whether texts may be long: positions are turned, and no table of them ends."""
-    turned = (a.i for n in model.graph.node if n.op_type == ATTENTION for a in n.attribute if a.name == "do_rotary")
-    return SENTENCE in {o.name for o in model.graph.output} and any(turned)
 
 
 def _size(graph: GraphProto) -> int:
