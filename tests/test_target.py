@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from featherbed.errors import OptionError
-from featherbed.recipe import RECIPES, Standard, Static, recorded
+from featherbed.recipe import RECIPES, recorded
+from featherbed.steps import Standard, Static
 from featherbed.target import Target, parse_target
 
 

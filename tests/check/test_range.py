@@ -13,7 +13,8 @@ from featherbed.errors import OptionError
 from featherbed.folder import graph_name
 from featherbed.make.variant import made
 from featherbed.make.write import write_graph
-from featherbed.recipe import RECIPES, Static
+from featherbed.recipe import RECIPES
+from featherbed.steps import Static
 from tests.conftest import FIXTURES, NAMES, planted, reference_of, upstream
 
 

@@ -278,9 +278,7 @@ def test_a_stream_that_layers_are_not_added_to_as_they_are_is_not_rotated(name: 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_prompt_is_kept_of_a_model_that_sees_both_sides(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     path, known = folders[name] / graph_name(RECIPES["int8"].suffix), upstream(name)
-    model = onnx.load(path)
-    assert not derive.has_past(model)
-    assert derive.has_long(model)
+    assert not derive.has_past(onnx.load(path))
     cached = Session(path, Engine(memory=Memory(cache=tmp_path)), width=read_spec(FIXTURES / name).dim)
     assert cached.prepacked is not None
     assert not cached.keeps_past
@@ -288,18 +286,6 @@ def test_no_prompt_is_kept_of_a_model_that_sees_both_sides(folders: dict[str, Pa
     plain = Embedder(folders[name], "int8", memory=Memory(cache=False))
     assert np.abs(embedder.embed_ids(known.rows) - plain.embed_ids(known.rows)).max() <= 1e-6
     assert embedder.prompts_bytes == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_form_for_long_texts_gives_the_same_vectors(folders: dict[str, Path], name: str) -> None:
-    engine = derive.engine_graph(onnx.load(folders[name] / graph_name("")))
-    long = derive.for_long(engine)
-    rng = np.random.default_rng(3)
-    feeds = {"input_ids": rng.integers(4, 384, (2, 90)), "attention_mask": np.ones((2, 90), np.int64)}
-    feeds["attention_mask"][1, 70:] = 0
-    found, expected = (Piece(m.SerializeToString()).run(["sentence_embedding"], feeds)[0] for m in (long, engine))
-    assert np.abs(found - expected).max() <= 1e-6
-    assert np.isfinite(found).all()
 
 
 # other spellings, and what is refused

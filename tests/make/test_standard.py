@@ -21,7 +21,8 @@ from featherbed.make.quantize.blockwise import block_weights
 from featherbed.make.quantize.table import table_weights
 from featherbed.make.variant import finished, made
 from featherbed.make.write import model_bytes
-from featherbed.recipe import RECIPES, BlockwiseLinear, Standard
+from featherbed.recipe import RECIPES, BlockwiseLinear
+from featherbed.steps import Standard
 from tests.conftest import FIXTURES, NAMES, cosines_of, made_by, ran, reference_of, texts_for, upstream
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,8 @@ from featherbed.make.graph.static import static
 from featherbed.make.ir import Graph, Node
 from featherbed.make.variant import finished
 from featherbed.make.write import model_bytes
-from featherbed.recipe import RECIPES, Standard, Static
+from featherbed.recipe import RECIPES
+from featherbed.steps import Standard, Static
 from tests.conftest import NAMES, made_by, ran
 
 BATCH, TOKENS = 3, 10

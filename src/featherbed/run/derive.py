@@ -41,18 +41,13 @@ def engine_graph(model: ModelProto) -> ModelProto:
 def has_past(model: ModelProto) -> bool:
     """Whether the further forms can be had: a decoder of ours, known by its rotary frequencies, in fused operators.
 
-    Where tokens see those behind them, as in encoders, what a prompt leaves behind depends on the text.
+    Where tokens see those behind them, what a prompt leaves behind depends on the text; and for such attention
+    onnxruntime 1.31 has no second kernel: ``for_long`` takes as much memory as without.
     """
     dynamic = all(axis.dim_param for port in model.graph.input for axis in port.type.tensor_type.shape.dim)
     found = [node for node in model.graph.node if node.op_type == ATTENTION]
     both_ways = any(a.name == "causal" and a.i == 0 for node in found for a in node.attribute)
     return dynamic and _size(model.graph) > 0 and bool(found) and not both_ways
-
-
-def has_long(model: ModelProto) -> bool:
-    """Whether texts may be long: positions are turned, and no table of them ends."""
-    turned = (a.i for n in model.graph.node if n.op_type == ATTENTION for a in n.attribute if a.name == "do_rotary")
-    return SENTENCE in {o.name for o in model.graph.output} and any(turned)
 
 
 def _size(graph: GraphProto) -> int:

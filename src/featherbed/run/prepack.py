@@ -280,12 +280,11 @@ def main(source: str, out: str) -> int:
     if not all(_same(*pair) for pair in zip(expected, found, strict=True)):
         return UNFIT
     engine = onnx.load(folder / ENGINE, load_external_data=False)
-    forms = {LONG: derive.for_long} if derive.has_long(engine) else {}
     if derive.has_past(engine):
-        forms |= {KEYS: derive.keys_and_values, BEHIND: derive.behind_past}
-    for name, form in forms.items():
-        onnx.save(form(engine), folder / name)
-    _check_forms(folder, expected[1])
+        forms = {KEYS: derive.keys_and_values, BEHIND: derive.behind_past, LONG: derive.for_long}
+        for name, form in forms.items():
+            onnx.save(form(engine), folder / name)
+        _check_forms(folder, expected[1])
     return 0
 
 
@@ -304,13 +303,12 @@ def _follow_links(model: Any, folder: Path) -> Path:
 
 def _check_forms(folder: Path, expected: dict[str, Array]) -> None:
     """Remove the forms of an engine graph that do not give its vector [1, D] of the first row of IDS."""
-    if (folder / BEHIND).is_file():
-        seen = _run(_session(str(folder / KEYS), {}), IDS[:1, :SEEN])
-        past = {name.replace("present", "past_key_values", 1): value for name, value in seen.items()}
-        if not _same(expected, _run(_session(str(folder / BEHIND), {}), IDS[:1, SEEN:], past)):
-            (folder / KEYS).unlink()
-            (folder / BEHIND).unlink()
-    if (folder / LONG).is_file() and not _same(expected, _run(_session(str(folder / LONG), {}), IDS[:1])):
+    seen = _run(_session(str(folder / KEYS), {}), IDS[:1, :SEEN])
+    past = {name.replace("present", "past_key_values", 1): value for name, value in seen.items()}
+    if not _same(expected, _run(_session(str(folder / BEHIND), {}), IDS[:1, SEEN:], past)):
+        (folder / KEYS).unlink()
+        (folder / BEHIND).unlink()
+    if not _same(expected, _run(_session(str(folder / LONG), {}), IDS[:1])):
         (folder / LONG).unlink()
 
 
