@@ -28,6 +28,7 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
         "make/read.py",
         "make/relocate.py",
         "check/inspect.py",
+        "check/pitfalls.py",
         "run/derive.py",
         "run/prepack.py",
     },
