@@ -31,6 +31,7 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
         "make/graph/static.py",
         "check/range.py",
         "check/inspect.py",
+        "check/pitfalls.py",
         "run/derive.py",
         "run/prepack.py",
     },

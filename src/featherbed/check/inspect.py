@@ -10,9 +10,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from featherbed.errors import ModelFolderError
+from featherbed.check import pitfalls
+from featherbed.errors import FeatherbedError, ModelFolderError
 from featherbed.folder import MANIFEST, open_folder
-from featherbed.run import sound
+from featherbed.run import foreign, sound
 from featherbed.spec import Spec
 
 MICROSOFT, STANDARD = "com.microsoft", "ai.onnx"
@@ -22,8 +23,9 @@ CONTRIBUTED = {"SimplifiedLayerNormalization"}  # onnxruntime registers it in th
 @dataclass(frozen=True)
 class Inspection:
     """Facts about one .onnx file. ``ports`` map names to "type[axes]"; ``domains`` those of its operators, with their
-    versions ("ai.onnx" is the standard's); ``weights_bytes`` is by kind of weight,
-    ``sidecars`` are the files that weights are read from, as the graph names them."""
+    versions ("ai.onnx" is the standard's); ``weights_bytes`` is by kind of weight, ``sidecars`` are the files that
+    weights are read from, as the graph names them; ``table`` is how the token table is stored; ``warnings`` what is
+    wrong or will surprise."""
 
     file: str
     size_bytes: int
@@ -39,26 +41,55 @@ class Inspection:
     kv_inputs: int
     metadata: dict[str, str]
     sidecars: tuple[str, ...]
+    table: str = ""
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**vars(self), "quantization": list(self.quantization), "sidecars": list(self.sidecars)}
+        lists = {name: list(vars(self)[name]) for name in ("quantization", "sidecars", "warnings")}
+        return {**vars(self), **lists}
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
-    """The document of ``inspect --json`` for a model folder or a bare .onnx file.
+    """The document of ``inspect --json`` for a model folder, someone else's folder or a bare .onnx file.
 
     ``files`` has an inspection a graph, for a folder with its ``variant``; ``spec`` has pooling, prompts and
-    lengths, and is None for a bare file. Raises ModelFolderError when there is nothing to read.
+    lengths, and is None for a bare file and where the configs are silent; ``warnings`` is of the configs. Raises
+    ModelFolderError when there is nothing to read.
     """
     path = Path(path)
-    if path.suffix == ".onnx":
-        return {"path": path.name, "spec": None, "files": [inspect_file(path).to_json()]}
+    if path.suffix == ".onnx" and not path.is_dir():
+        return {"path": path.name, "spec": None, "files": [inspect_file(path).to_json()], "warnings": []}
+    if not (path / MANIFEST).is_file() and foreign.graphs(path):
+        return _inspect_foreign(path)
     folder = open_folder(path)
     spec: Spec = folder.manifest.spec
     variants = {name: v.files[0] for name, v in folder.manifest.variants.items()}
     files = [{"variant": n, **inspect_file(folder.path / f).to_json()} for n, f in variants.items()]
-    return {"path": folder.manifest.name, "manifest": MANIFEST, "spec": spec.to_json(), "files": files}
+    first = folder.path / next(iter(variants.values()), "")
+    warnings = list(pitfalls.of_configs(first, folder.path))
+    named = {"path": folder.manifest.name, "manifest": MANIFEST}
+    return {**named, "spec": spec.to_json(), "files": files, "warnings": warnings}
+
+
+def _inspect_foreign(path: Path) -> dict[str, Any]:
+    """Every graph of someone else's folder; one that cannot be read is named with why."""
+    files, graphs = list[dict[str, Any]](), foreign.graphs(path)
+    warnings = list(pitfalls.of_configs(path / graphs[0], path))
+    for name in graphs:
+        try:
+            files.append({**inspect_file(path / name).to_json(), "file": name})
+        except FeatherbedError as error:
+            warnings.append(str(error))
+    if not files:
+        raise ModelFolderError(
+            f"{path}", expected="a graph that can be read", found="; ".join(warnings), remedy="fetch it again"
+        )
+    try:
+        spec = foreign.found(path / graphs[0], foreign.Foreign(), path).spec.to_json()
+    except FeatherbedError:
+        spec = None  # the warnings say why
+    return {"path": path.name, "spec": spec, "files": files, "warnings": warnings}
 
 
 def inspect_file(path: Path) -> Inspection:
@@ -93,6 +124,8 @@ def inspect_file(path: Path) -> Inspection:
         kv_inputs=sum(name.startswith("past_key_values") for name in inputs),
         metadata={p.key: p.value for p in model.metadata_props},
         sidecars=tuple(sorted(sidecars)),
+        table=table_kind(graph),
+        warnings=pitfalls.of_graph(model, path),
     )
 
 
@@ -152,6 +185,7 @@ def quantization(graph: onnx.GraphProto) -> tuple[str, ...]:
     found: list[str] = []
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     producers = {o: n for n in graph.node for o in n.output}
+    weights = {w.name: w for w in graph.initializer}
     for node in graph.node:
         values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "MatMulNBits":
@@ -160,18 +194,54 @@ def quantization(graph: onnx.GraphProto) -> tuple[str, ...]:
             found.append(f"MatMulNBits {bits} bits, block {block}, level {level}{zeros}")
         elif node.op_type == "GatherBlockQuantized":
             found.append(f"table in {values.get('bits', 4)} bits, block {values.get('block_size', 128)}")
-        elif node.op_type in {"MatMulIntegerToFloat", "MatMulInteger"}:
+        elif node.op_type in {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul"}:
             source = producers.get(node.input[0])
             per_token = source is not None and source.op_type == "QuantizeLinear"
             found.append("W8A8, an activation scale a token" if per_token else "W8A8, an activation scale a tensor")
+            found.append(_codes(node.input[1], weights))
+        elif node.op_type == "MatMulBnb4":
+            kind = {0: "FP4", 1: "NF4"}.get(values.get("quant_type", 1), "of an unknown kind")
+            found.append(f"MatMulBnb4 {kind}, block {values.get('block_size', 64)}")
         elif node.op_type == "DequantizeLinear" and values.get("block_size"):
-            kind = TensorProto.DataType.Name(kinds.get(node.input[0], TensorProto.UNDEFINED)).lower()
-            found.append(f"DequantizeLinear {kind}, block {values['block_size']}")
-        elif node.op_type in {"DynamicQuantizeMatMul", "MatMulBnb4", "DequantizeLinear", "QLinearMatMul"}:
-            found.append(node.op_type)
-    if any(kind == TensorProto.FLOAT16 for kind in kinds.values()):
+            word = TensorProto.DataType.Name(kinds.get(node.input[0], TensorProto.UNDEFINED)).lower()
+            found.append(f"DequantizeLinear {word}, block {values['block_size']}")
+        elif node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            found.append("QDQ, static activation scales" if _has_static(graph) else "weights alone, DequantizeLinear")
+            found.append(_codes(node.input[0], weights, node.input[1]))
+        elif node.op_type == "QLinearMatMul":
+            found += ["QLinearMatMul, static activation scales", _codes(node.input[3], weights, node.input[4])]
+    if any(w.data_type == TensorProto.FLOAT16 and len(w.dims) == 2 for w in graph.initializer):
         found.append("float16")
-    return tuple(dict.fromkeys(found)) or ("none",)
+    return tuple(phrase for phrase in dict.fromkeys(found) if phrase) or ("none",)
+
+
+def _has_static(graph: onnx.GraphProto) -> bool:
+    """Whether activations are rounded too, by scales that are weights."""
+    weights = {w.name for w in graph.initializer}
+    return any(n.op_type == "QuantizeLinear" and n.input[1] in weights for n in graph.node)
+
+
+def _codes(name: str, weights: dict[str, TensorProto], scale: str = "") -> str:
+    """ "s8 weights, a scale a channel": the type of a weight in 8 bits, and how many scales it has."""
+    if name not in weights or len(weights[name].dims) < 2:
+        return ""
+    kind = TensorProto.DataType.Name(weights[name].data_type)
+    word = {"INT8": "s8", "UINT8": "u8", "INT4": "s4", "UINT4": "u4"}.get(kind, kind.lower())
+    base = name.removesuffix("_quantized").removesuffix(".s8").removesuffix(".u8")
+    scales = next((weights[n] for n in (scale, f"{base}_scale", f"{base}.scales") if n in weights), None)
+    many = "" if scales is None else ", a scale a channel" if max(scales.dims, default=1) > 1 else ", one scale"
+    return f"{word} weights{many}"
+
+
+def table_kind(graph: onnx.GraphProto) -> str:
+    """How the largest table that ids are looked up in is stored; "" where there is none."""
+    weights = {w.name: w for w in graph.initializer}
+    tables = [weights[n.input[0]] for n in graph.node if "Gather" in n.op_type and n.input[0] in weights]
+    if not tables:
+        return ""
+    largest = max(tables, key=_bytes)
+    block = any(n.op_type == "GatherBlockQuantized" and n.input[0] == largest.name for n in graph.node)
+    return f"{TensorProto.DataType.Name(largest.data_type).lower()}{', in blocks' if block else ''}"
 
 
 def least_onnxruntime(graph: onnx.GraphProto) -> str:

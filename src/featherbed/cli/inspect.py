@@ -12,7 +12,9 @@ from featherbed.cli.options import JsonFlag, print_json, print_table
 
 
 def command(
-    path: Annotated[Path, typer.Argument(help="A model folder, or an .onnx file.", metavar="PATH")],
+    path: Annotated[
+        Path, typer.Argument(help="A model folder, someone else's folder, or an .onnx file.", metavar="PATH")
+    ],
     as_json: JsonFlag = False,
 ) -> None:
     """Say what a model file is: inputs, outputs, operators, how it is quantized, where its bytes are."""
@@ -30,12 +32,13 @@ def command(
             typer.echo(f"prompt {name}: {text!r}")
     print_table(
         "files",
-        ["file", "MB", "quantization", "opset", "onnxruntime ≥", "batch"],
+        ["file", "MB", "quantization", "table", "opset", "onnxruntime ≥", "batch"],
         [
             [
                 f["file"],
                 f"{f['size_bytes'] / 1e6:.1f}",
                 "\n".join(f["quantization"]),
+                f["table"],
                 str(f["opset"]),
                 f["least_onnxruntime"],
                 "static" if f["static_batch"] else "dynamic",
@@ -51,6 +54,8 @@ def command(
     )
     for f in document["files"]:
         _print_ports(f)
+    for warning in document["warnings"]:
+        typer.echo(f"warning: {warning}")
 
 
 def _print_ports(f: dict[str, Any]) -> None:
@@ -58,3 +63,5 @@ def _print_ports(f: dict[str, Any]) -> None:
     outputs = ", ".join(f"{name} {kind}" for name, kind in f["outputs"].items())
     census = ", ".join(f"{count} {op}" for op, count in sorted(f["operators"].items(), key=lambda i: -i[1]))
     typer.echo(f"{f['file']}\n  in   {inputs}\n  out  {outputs}\n  ops  {census}")
+    for warning in f["warnings"]:
+        typer.echo(f"  warning: {warning}")
