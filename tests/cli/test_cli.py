@@ -21,7 +21,9 @@ import featherbed
 from featherbed.cli import main
 from featherbed.run import files
 from featherbed.run import windows as windows_room
+from featherbed.run.foreign import Foreign
 from tests.conftest import CALIBRATION, FIXTURES, upstream
+from tests.foreign_files import Export, repository
 
 OPTIONS = {
     "build": "-o --out --variants --gate --pooling --calibration --base-model --verify --no-verify --json",
@@ -37,7 +39,9 @@ OPTIONS = {
     "push": "--variants --weights --private --dry-run --json",
     "eval": "--variants --modes --corpus --queries --qrels --group --titles --no-titles --save --no-save --json",
     "tune": "--min --max --goal --trials --calibration --probe --json",
-    "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
+    "embed": (
+        "-o --out --variant --query --field --dim --threads --pool-size --provider --pooling --task --output --json"
+    ),
 }
 METRICS = (
     "n cos_mean cos_p1 cos_min pearson spearman neighbours_at_10 invariance_batch invariance_padding invariance_order "
@@ -286,6 +290,23 @@ def test_a_build_whose_gate_fails_is_kept_and_marked_and_never_chosen(run: Run, 
     assert (refused.code, out.exists()) == (2, False)
     assert "none of fp32, q4" in refused.err
     assert run("embed", folder, texts, "-o", out, "--variant", "q4").code == 0
+
+
+def test_embed_takes_a_folder_of_others_and_what_its_configs_leave_open(run: Run, tmp_path: Path, texts: Path) -> None:
+    folder, out = repository(tmp_path / "theirs", leave=["1_Pooling"]), tmp_path / "v.npy"
+    Export(("input_ids", "attention_mask", "task_id"), ("last_hidden_state", "token_embeddings")).write(
+        folder / "model.onnx"
+    )
+    refused = run("embed", folder, texts, "-o", out)
+    assert (refused.code, out.exists()) == (2, False)
+    assert "--pooling mean" in refused.err
+    refused = run("embed", folder, texts, "-o", out, "--pooling", "mean")
+    assert (refused.code, out.exists()) == (2, False)
+    assert "--task" in refused.err
+    said = ("--pooling", "mean", "--task", "2", "--output", "token_embeddings")
+    assert run("embed", folder, texts, "-o", out, *said).code == 0
+    expected = featherbed.Embedder(folder, foreign=Foreign("mean", "token_embeddings", 2)).encode(["rain", "a fox"])
+    assert np.abs(np.load(out)[:2] - expected).max() <= 1e-6
 
 
 def test_embed_puts_the_query_prompt_before_each_text(run: Run, folders: dict[str, Path], texts: Path) -> None:
