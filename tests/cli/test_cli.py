@@ -157,7 +157,7 @@ def test_the_whole_river_runs_and_each_last_line_is_one_document(tmp_path: Path,
 
     inspected = spawn("inspect", folder, "--json")
     assert (inspected.code, inspected.err) == (0, "")
-    assert list(inspected.document) == ["path", "manifest", "spec", "files"]
+    assert list(inspected.document) == ["path", "manifest", "spec", "files", "warnings"]
     assert [f["variant"] for f in inspected.document["files"]] == ["fp32", "int8", "q4"]
     sizes = {f["variant"]: f["size_bytes"] for f in inspected.document["files"]}
     assert sizes == {name: row["size_bytes"] for name, row in verified.document["variants"].items()}
@@ -466,7 +466,7 @@ def test_a_provider_that_is_not_installed_is_exit_code_3_and_says_how_to_get_it(
 FAULTS = {
     "no model folder": ("verify {tmp}/absent", "expected a model folder with featherbed.json"),
     "no model folder to inspect": ("inspect {tmp}", "no featherbed.json"),
-    "no onnx file": ("inspect {tmp}/absent.onnx", "expected an ONNX model, found no such file"),
+    "no onnx file": ("inspect {tmp}/absent.onnx", "expected an .onnx file, found no such file"),
     "no model folder for a card": ("card {tmp}", "no featherbed.json"),
     "no checkpoint": ("build {tmp}/absent", "expected a folder, or a Hub id"),
     "an empty checkpoint": ("build {tmp} -o {tmp}/out", "config.json: expected a JSON object, found no such file"),
