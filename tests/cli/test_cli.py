@@ -21,7 +21,9 @@ import featherbed
 from featherbed.cli import main
 from featherbed.run import files
 from featherbed.run import windows as windows_room
+from featherbed.run.foreign import Foreign
 from tests.conftest import CALIBRATION, FIXTURES, upstream
+from tests.foreign_files import Export, repository
 
 OPTIONS = {
     "build": "-o --out --variants --gate --pooling --calibration --base-model --operators --static --verify --no-verify"
@@ -38,7 +40,9 @@ OPTIONS = {
     "push": "--variants --weights --private --dry-run --json",
     "eval": "--variants --modes --corpus --queries --qrels --group --titles --no-titles --save --no-save --json",
     "tune": "--min --max --goal --trials --calibration --probe --json",
-    "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
+    "embed": (
+        "-o --out --variant --query --field --dim --threads --pool-size --provider --pooling --task --output --json"
+    ),
 }
 METRICS = (
     "n cos_mean cos_p1 cos_min pearson spearman neighbours_at_10 invariance_batch invariance_padding invariance_order "
@@ -154,7 +158,7 @@ def test_the_whole_river_runs_and_each_last_line_is_one_document(tmp_path: Path,
 
     inspected = spawn("inspect", folder, "--json")
     assert (inspected.code, inspected.err) == (0, "")
-    assert list(inspected.document) == ["path", "manifest", "spec", "files"]
+    assert list(inspected.document) == ["path", "manifest", "spec", "files", "warnings"]
     assert [f["variant"] for f in inspected.document["files"]] == ["fp32", "int8", "q4"]
     sizes = {f["variant"]: f["size_bytes"] for f in inspected.document["files"]}
     assert sizes == {name: row["size_bytes"] for name, row in verified.document["variants"].items()}
@@ -287,6 +291,23 @@ def test_a_build_whose_gate_fails_is_kept_and_marked_and_never_chosen(run: Run, 
     assert (refused.code, out.exists()) == (2, False)
     assert "none of fp32, q4" in refused.err
     assert run("embed", folder, texts, "-o", out, "--variant", "q4").code == 0
+
+
+def test_embed_takes_a_folder_of_others_and_what_its_configs_leave_open(run: Run, tmp_path: Path, texts: Path) -> None:
+    folder, out = repository(tmp_path / "theirs", leave=["1_Pooling"]), tmp_path / "v.npy"
+    Export(("input_ids", "attention_mask", "task_id"), ("last_hidden_state", "token_embeddings")).write(
+        folder / "model.onnx"
+    )
+    refused = run("embed", folder, texts, "-o", out)
+    assert (refused.code, out.exists()) == (2, False)
+    assert "--pooling mean" in refused.err
+    refused = run("embed", folder, texts, "-o", out, "--pooling", "mean")
+    assert (refused.code, out.exists()) == (2, False)
+    assert "--task" in refused.err
+    said = ("--pooling", "mean", "--task", "2", "--output", "token_embeddings")
+    assert run("embed", folder, texts, "-o", out, *said).code == 0
+    expected = featherbed.Embedder(folder, foreign=Foreign("mean", "token_embeddings", 2)).encode(["rain", "a fox"])
+    assert np.abs(np.load(out)[:2] - expected).max() <= 1e-6
 
 
 def test_embed_puts_the_query_prompt_before_each_text(run: Run, folders: dict[str, Path], texts: Path) -> None:
@@ -446,7 +467,7 @@ def test_a_provider_that_is_not_installed_is_exit_code_3_and_says_how_to_get_it(
 FAULTS = {
     "no model folder": ("verify {tmp}/absent", "expected a model folder with featherbed.json"),
     "no model folder to inspect": ("inspect {tmp}", "no featherbed.json"),
-    "no onnx file": ("inspect {tmp}/absent.onnx", "expected an ONNX model, found no such file"),
+    "no onnx file": ("inspect {tmp}/absent.onnx", "expected an .onnx file, found no such file"),
     "no model folder for a card": ("card {tmp}", "no featherbed.json"),
     "no checkpoint": ("build {tmp}/absent", "expected a folder, or a Hub id"),
     "an empty checkpoint": ("build {tmp} -o {tmp}/out", "config.json: expected a JSON object, found no such file"),

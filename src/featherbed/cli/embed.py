@@ -28,6 +28,11 @@ def command(
     threads: Threads = 0,
     pool_size: PoolSize = 0,
     provider: Provider = "auto",
+    pooling: Annotated[
+        str | None, typer.Option(help="Files of others whose configs do not say it: mean, cls or lasttoken.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Files of others that want one: a task's name or number.")] = None,
+    output: Annotated[str | None, typer.Option(help="Files of others: the output to read.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Embed files of texts, in their order, as documents (or queries), with the folder's prompts.
@@ -37,9 +42,11 @@ def command(
     """
     from featherbed.run.embedder import DOCUMENT_PROMPTS, QUERY_PROMPTS  # here: --help must not wait for numpy
     from featherbed.run.files import VectorFile, check_inputs, check_output, read_texts
+    from featherbed.run.foreign import Foreign
 
     check_output(out)
     check_inputs(inputs)
+    said = Foreign(pooling, output, int(task) if task and task.isdecimal() else task)
     with bar() as progress:
         model = featherbed.Embedder(
             folder,
@@ -47,6 +54,7 @@ def command(
             threads=threads or None,
             pool_size=pool_size or None,
             provider=provider,
+            foreign=None if said == Foreign() else said,
             progress=progress,
         )
     width = model.spec.dim if dim is None else dim

@@ -162,7 +162,7 @@ def _spec(home: Path, said: Foreign) -> tuple[Spec, dict[str, Any]]:
                 error.subject,
                 expected=error.expected,
                 found=error.found,
-                remedy="say it: Foreign(pooling='mean'), or 'cls' or 'lasttoken'; the model's card knows which",
+                remedy="say Foreign(pooling='mean') or --pooling mean, or cls, or lasttoken: its card knows which",
             ) from error
         raise
 

@@ -177,7 +177,7 @@ def _check_input(subject: str, port: Port, known: Known) -> None:
             f"the task of {subject}",
             expected=f"{names}: the graph computes other vectors for each",
             found="none, and no default in the configs",
-            remedy=f"say Foreign(task={known.tasks[0] if known.tasks else 0!r})",
+            remedy=f"say Foreign(task={known.tasks[0] if known.tasks else 0!r}), or --task",
         )
     if PAST.fullmatch(port.name):
         _check_past(subject, port, known)

@@ -32,6 +32,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from featherbed.cpu import cpu
+from featherbed.run import sidecars
 
 Array = npt.NDArray[Any]
 
@@ -263,7 +264,7 @@ def main(source: str, out: str) -> int:
 
     path, folder = Path(source), Path(out)
     plain = onnx.load(path, load_external_data=False)
-    reading = {"session.model_external_initializers_file_folder_path": str(_follow_links(plain, path.parent))}
+    reading = {"session.model_external_initializers_file_folder_path": str(_follow_links(plain, path))}
     saving = reading | {
         "session.optimized_model_external_initializers_file_name": DATA,
         "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
@@ -288,15 +289,16 @@ def main(source: str, out: str) -> int:
     return 0
 
 
-def _follow_links(model: Any, folder: Path) -> Path:
+def _follow_links(model: Any, path: Path) -> Path:
     """Name external data as they are really called, and return the folder they are in.
 
-    onnxruntime refuses links that lead out of a folder, and a Hub cache is made of them.
+    onnxruntime refuses links that lead out of a folder, and a Hub cache is made of them; what else leads out is refused
+    here, though whoever asked for an entry has looked already: that was a moment ago, in another process.
     """
-    parent = folder
+    parent = path.parent
     for weight in model.graph.initializer:
         for entry in (e for e in weight.external_data if e.key == "location"):
-            real = (folder / entry.value).resolve()
+            real = sidecars.opened(path, entry.value).real
             entry.value, parent = real.name, real.parent
     return parent
 
