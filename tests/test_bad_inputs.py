@@ -118,7 +118,7 @@ DAMAGES: dict[str, tuple[Damage, type[FeatherbedError], str]] = {
     "a config that is not JSON": (put("config.json", "{"), SpecError, "config.json"),
     "a config as a git-lfs pointer": (put("config.json", LFS), SpecError, "git lfs pull"),
     "a config as an HTML page": (put("config.json", PAGE), SpecError, "JSONDecodeError"),
-    "an unknown architecture": (changed("config.json", model_type="t5"), UnknownArchitectureError, "'t5'"),
+    "an unknown architecture": (changed("config.json", model_type=["t5"]), UnknownArchitectureError, "'t5'"),
     "no architecture": (changed("config.json", model_type=None), UnknownArchitectureError, "None"),
     "more layers than weights": (changed("config.json", num_hidden_layers=3), CheckpointError, "layer.1."),
     "a billion layers": (changed("config.json", num_hidden_layers=10**9), CheckpointError, "layer.1."),

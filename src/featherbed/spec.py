@@ -132,7 +132,7 @@ def read_spec(folder: Path, pooling: str | None = None, any_family: bool = False
     """
     config = read_json(folder / "config.json")
     family = config.get("model_type")
-    if family not in FAMILIES and not (any_family and isinstance(family, str)):
+    if family not in FAMILIES and not (any_family and isinstance(family, str) and family):
         raise UnknownArchitectureError(
             f"model_type in {folder / 'config.json'}",
             expected=f"one of {', '.join(FAMILIES)}",

@@ -208,6 +208,7 @@ def test_without_torch_the_extra_that_is_missing_is_named(
     assert caught.value.exit_code == 3
     assert "featherbed[reference]" in str(caught.value)
     assert "nomic_bert" in str(caught.value)  # those that need no torch
+    assert str(caught.value).startswith("model_type 'distilbert' in ")
     assert not (tmp_path / "out").exists()
 
 

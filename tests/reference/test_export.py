@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import onnxruntime as ort
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
 import featherbed
-from featherbed.errors import UnknownArchitectureError
+from featherbed.errors import CheckpointError, UnknownArchitectureError
 from featherbed.folder import graph_name
 from featherbed.make.checkpoint import open_checkpoint
 from featherbed.make.export import exported
@@ -104,6 +106,16 @@ def test_the_log_says_that_torch_is_asked(
     with caplog.at_level(logging.WARNING, "featherbed"), pytest.raises(UnknownArchitectureError):
         featherbed.build(made[0], tmp_path / "out", ["fp32"])
     assert "exported through torch" in caplog.text
+
+
+def test_weights_that_are_missing_are_not_made_up(made: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made[0], tmp_path / "checkpoint"))
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if "layer.1." in name and name.endswith("weight"))
+    save_file({name: value for name, value in tensors.items() if name != gone}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="1 missing") as caught:
+        exported(open_checkpoint(folder), read_spec(folder, any_family=True), tmp_path)
+    assert gone in str(caught.value)
 
 
 def test_what_transformers_does_not_know_is_refused(made: tuple[Path, Any], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from featherbed.errors import MissingError, UnknownArchitectureError
+from featherbed.errors import CheckpointError, MissingError, UnknownArchitectureError
 from featherbed.families import FAMILIES
 from featherbed.make.checkpoint import Checkpoint
 from featherbed.make.graph.blocks import OPSET
@@ -50,15 +50,24 @@ class _Hidden(torch.nn.Module):
 def exported(checkpoint: Checkpoint, spec: Spec, place: Path) -> Graph:
     """The reference graph of a checkpoint that transformers knows; its weights stay in a file in ``place``.
 
-    Raises UnknownArchitectureError when transformers cannot load it or torch cannot export it.
+    Raises CheckpointError when weights are missing, UnknownArchitectureError when transformers cannot load it or torch
+    cannot export it.
     """
     try:
-        model = transformers.AutoModel.from_pretrained(
+        model, loaded = transformers.AutoModel.from_pretrained(
             checkpoint.folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True,
-            local_files_only=True, attn_implementation="eager",
+            local_files_only=True, attn_implementation="eager", output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, … for a bad folder
         raise _refused(spec, "a checkpoint that transformers loads", error) from error
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith("pooler."))
+    if missing:  # transformers makes them up
+        raise CheckpointError(
+            f"tensor {missing[0]!r} of {checkpoint.folder}",
+            expected=f"all weights of a model of model_type {spec.family!r}",
+            found=f"{len(missing)} missing",
+            remedy="fetch the checkpoint again, or check that config.json belongs to these weights",
+        )
     model.config.use_cache = False
     levels = {name: logging.getLogger(name).level for name in QUIET}
     try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from featherbed.errors import MissingError
 from featherbed.families import FAMILIES
 from featherbed.make.checkpoint import Checkpoint
 from featherbed.make.graph import reference_graph
@@ -26,8 +27,15 @@ def opened(checkpoint: Checkpoint, spec: Spec) -> Iterator[Graph]:
     if spec.family in FAMILIES:
         yield reference_graph(checkpoint, spec)
         return
-    from featherbed.make.export import exported  # the other way to torch: an extra
-
+    try:
+        from featherbed.make.export import exported  # the other way to torch: an extra
+    except MissingError as error:
+        raise MissingError(
+            f"model_type {spec.family!r} in {checkpoint.folder / 'config.json'}",
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
+        ) from error
     LOG.warning("model_type %r is none of the families built here: it is exported through torch", spec.family)
     with tempfile.TemporaryDirectory(prefix="featherbed-export-") as place:
         yield exported(checkpoint, spec, Path(place))
