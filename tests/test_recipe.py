@@ -56,7 +56,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "q4": (BlockwiseLinear(4, 32, None),),
     "int8-full": (DynamicLinear(8), UnsignedTable()),
     "uint8": (UnsignedLinear(8), UnsignedTable()),
-    "int8-static": (StaticLinear(8, Range.MIN_MAX, 99.999),),
+    "int8-static": (StaticLinear(8, Range.PERCENTILE, 99.999),),
     "bnb4": (NormalFloatLinear(64),),
     "uint8-out": (Rotate(), NOT_GELU, PerTokenLinear(8, gptq=True), BlockwiseTable(8, 128), QuantizedOutput(0.05)),
     "fp16": (Half(), Standard()),

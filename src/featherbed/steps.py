@@ -37,7 +37,7 @@ class StaticLinear:
     """
 
     weight_bits: int = 8
-    activations: Range = Range.MIN_MAX
+    activations: Range = Range.PERCENTILE
     percentile: float = 99.999
 
 

@@ -74,7 +74,8 @@ def run(opened: Any, ids: Ids, mask: Ids) -> tuple[Vectors, Vectors]:
     """(last_hidden_state [B, T, D], sentence_embedding [B, D])."""
     feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     declared = {port.name for port in opened.get_inputs()}
-    hidden, vectors = opened.run(None, {name: value for name, value in feeds.items() if name in declared})
+    names = ["last_hidden_state", "sentence_embedding"]
+    hidden, vectors = opened.run(names, {name: value for name, value in feeds.items() if name in declared})
     return hidden, vectors
 
 

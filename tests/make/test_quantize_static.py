@@ -90,7 +90,7 @@ def ours(folder: Path, matrix: Float, bias: Float | None, parts: list[Float]) ->
         weights["b"] = constant("b", bias, F32)
     ports = (Port("x", F32, ("n", width)),), (Port("y", F32, ("n", rows)),)
     graph = Graph("layer", 21, tuple(nodes), weights, *ports)
-    step = StaticLinear()
+    step = StaticLinear(activations=Range.MIN_MAX)
     write_graph(lower(apply(graph, step, {"w": span(parts, step)})), folder / "ours.onnx", {})
     return folder / "ours.onnx"
 
@@ -209,7 +209,7 @@ def test_least_and_largest_are_onnxruntimes(tmp_path: Path) -> None:
     calibrator.create_inference_session()
     calibrator.collect_data(Rows(parts))
     low, high = calibrator.compute_data()["x"].range_value
-    assert span(parts, StaticLinear()) == (low.item(), high.item()) == (-9.0, 21.0)
+    assert span(parts, StaticLinear(activations=Range.MIN_MAX)) == (low.item(), high.item()) == (-9.0, 21.0)
 
 
 @pytest.mark.parametrize("percentile", [99.999, 99.9, 99.0])
