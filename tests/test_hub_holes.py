@@ -9,7 +9,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,18 +149,27 @@ def test_a_reference_that_is_garbage_is_none(
 @pytest.mark.usefixtures("hub")
 def test_a_manifest_of_huggingface_hubs_cache_is_taken_by_many_at_once(hub: Hub, monkeypatch: Any) -> None:
     snapshot(hub, MODEL)
-    copyfile, together = shutil.copyfile, threading.Barrier(8)
+    copyfile, begun, half = shutil.copyfile, iter(range(1000)), threading.Event()
+    before = dict(hub.served)
 
-    def slow(source: Any, target: Any) -> Any:  # all at the same time, where nothing keeps them apart
-        if Path(source).read_bytes() == hub.repositories[MODEL].files[MANIFEST]:
-            with suppress(threading.BrokenBarrierError):
-                together.wait(0.2)
-        return copyfile(source, target)
+    def slow(source: Any, target: Any) -> Any:
+        """The first writes half of it while the others, where nothing keeps them apart, believe that they are done."""
+        raw, first = Path(source).read_bytes(), next(begun) == 0
+        if raw != hub.repositories[MODEL].files[MANIFEST]:
+            return copyfile(source, target)
+        if first:
+            threading.Event().wait(0.2)
+            Path(target).write_bytes(raw[:100])
+            half.set()
+            threading.Event().wait(0.2)
+        half.wait(5)
+        return Path(target).write_bytes(raw) if first else None
 
     monkeypatch.setattr(shutil, "copyfile", slow)
     with ThreadPoolExecutor(8) as pool:
         plans = list(pool.map(lambda _: plan(MODEL, ["int8"]), range(8)))
     assert len({repr(one.manifest) for one in plans}) == 1
+    assert hub.served == before
     place = store().published(MODEL, COMMIT)
     assert place.read_bytes() == hub.repositories[MODEL].files[MANIFEST]
     assert not place.is_symlink()
@@ -270,17 +278,25 @@ def test_what_goes_while_it_is_listed_is_no_error(monkeypatch: pytest.MonkeyPatc
     folder = pull(MODEL, ["int8"])
     lstat, stat = Path.lstat, Path.stat
 
-    def gone(path: Path, *words: Any, of: Callable[..., Any] = lstat, **named: Any) -> Any:
+    def gone(path: Path) -> Any:
         if path.name in ("config.json", f"{COMMIT}.json"):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return of(path, *words, **named)
+        return lstat(path)
 
     whole = size_bytes(folder)
     monkeypatch.setattr(Path, "lstat", gone)
     assert 0 < size_bytes(folder) < whole
     assert size_bytes(folder / "config.json") == 0
-    monkeypatch.setattr(Path, "stat", lambda path, **named: gone(path, of=stat, **named))
-    assert list(doctor.models()) == []
+    seen = iter(range(1000))
+
+    def gone_meanwhile(path: Path, **named: Any) -> Any:  # after it was read
+        there = path.name != f"{COMMIT}.json" or next(seen) == 0
+        return stat(path, **named) if there else gone(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", gone_meanwhile)
+        assert list(doctor.models()) == []
+    assert next(seen) == 2
     assert doctor.surroundings()["caches"]["models"]["size_bytes"] > 0
 
 
