@@ -106,7 +106,11 @@ def test_the_engine_graph_gives_the_file_s_vectors_bit_for_bit(
     model = model_of(folders, name, recipe)
     file, engine = opened(model), opened(derive.engine_graph(model))
     for feeds in batches():
-        assert np.array_equal(run(file, feeds)["sentence_embedding"], run(engine, feeds)["sentence_embedding"])
+        found, expected = (run(session, feeds)["sentence_embedding"] for session in (engine, file))
+        if RECIPES[recipe].half:  # of two casts in a row, onnxruntime leaves out those that no output needs
+            assert np.nanmax(np.abs(found - expected)) <= 1e-3
+        else:
+            assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -340,14 +344,15 @@ def test_names_that_subgraphs_read_are_kept(nested: bool) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_decoders_have_a_past_and_encoders_have_none(folders: dict[str, Path], name: str, recipe: str) -> None:
     model = model_of(folders, name, recipe)
-    assert derive.has_past(model) is derive.has_past(derive.engine_graph(model)) is (name in QWENS)
+    fused = name in QWENS and not RECIPES[recipe].half  # in standard operators there is no attention to give a past to
+    assert derive.has_past(model) is derive.has_past(derive.engine_graph(model)) is fused
 
 
 LAYERS, HEADS, SIZE = 2, {"qwen3-tied": 2, "qwen3-biased": 1}, {"qwen3-tied": 32, "qwen3-biased": 16}
 
 
 @pytest.mark.parametrize("texts", [1, 3])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name, found in RECIPES.items() if not found.half])
 @pytest.mark.parametrize("name", QWENS)
 def test_keys_and_values_are_one_of_each_a_layer_head_and_token(
     folders: dict[str, Path], name: str, recipe: str, texts: int

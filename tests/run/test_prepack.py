@@ -148,8 +148,9 @@ def test_vectors_from_the_cache_are_the_file_s(
     session = Session(path, Engine(threads=1, memory=Memory(cache=cache)))
     assert made == [str(path)]
     plain = vectors(path, Memory(cache=False))
-    assert np.abs(session.vectors(BATCH) - plain).max() <= ROUNDING
-    assert np.abs(np.roll(plain, 1, axis=0) - plain).max() > 1000 * ROUNDING
+    rounding = 1e-3 if RECIPES[recipe].half else ROUNDING  # onnxruntime leaves out casts that no output needs
+    assert np.abs(session.vectors(BATCH) - plain).max() <= rounding
+    assert np.abs(np.roll(plain, 1, axis=0) - plain).max() > 100 * ROUNDING
     if recipe in ("fp32", "int8"):  # what onnxruntime packs for other recipes is right in some versions only
         assert session.prepacked is not None
         assert contents(session.prepacked.folder) == (DECODER_FILES if name in QWENS else ENCODER_FILES)

@@ -54,7 +54,7 @@ class Weight:
 
 def constant(name: str, value: npt.ArrayLike, dtype: npt.DTypeLike) -> Weight:
     """A small weight from a value at hand."""
-    array = np.array(value, dtype=dtype, order="C")  # not ascontiguousarray, which makes a scalar a row of one
+    array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
     return Weight(name, array.dtype, array.shape, lambda: iter((array,)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +13,26 @@ from featherbed.make.graph.blocks import Attributes
 from featherbed.make.ir import Attribute, Graph, Node, Weight, constant
 
 
+def scalars(weights: dict[str, Weight]) -> dict[str, Weight]:
+    """Weights with those of a single number that are meant as scalars as such: elsewhere they are rows of one.
+
+    onnx's inference and other engines insist on it; onnxruntime 1.31 crashes on some prepacked fused graphs with them.
+    """
+    meant = {name for name, weight in weights.items() if weight.shape == (1,) and _meant(name)}
+    return {name: replace(weight, shape=()) if name in meant else weight for name, weight in weights.items()}
+
+
+def _meant(name: str) -> bool:
+    return (name.startswith("const_") and "_scalar_" in name) or (name.startswith("row.") and name != "row.axis")
+
+
 class Pen:
     """Nodes and weights of a graph to be. Values that stand for one operator are called ``<its output>/<op>_<n>``."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.nodes: list[Node] = []
-        self.weights: dict[str, Weight] = dict(graph.weights)
+        self.weights: dict[str, Weight] = scalars(graph.weights)
         self._count: Counter[str] = Counter()
         self._at = ""
 
@@ -52,6 +66,7 @@ class Pen:
 
     def weight(self, weight: Weight) -> str:
         """Add a weight; the same name twice is the same weight."""
+        weight = scalars({weight.name: weight})[weight.name]
         self.weights.setdefault(weight.name, weight)
         return weight.name
 

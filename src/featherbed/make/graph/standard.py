@@ -81,7 +81,7 @@ def _integer_product(pen: Pen, node: Node) -> None:
 
 def _is_one(pen: Pen, name: str) -> bool:
     weight = pen.weights.get(name)
-    return weight is not None and weight.shape == () and weight.array().item() == 1
+    return weight is not None and weight.shape in {(), (1,)} and weight.array().item() == 1
 
 
 def _blocks(pen: Pen, node: Node) -> None:

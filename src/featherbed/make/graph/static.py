@@ -16,6 +16,7 @@ import onnx
 from onnx import TypeProto, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from featherbed.make.graph.pen import scalars
 from featherbed.make.ir import Array, Graph, Node, Port, Weight, constant
 from featherbed.make.write import IR_VERSION, node_proto
 
@@ -62,6 +63,7 @@ RULES: dict[str, Rule] = {
 
 def static(graph: Graph, batch: int, tokens: int) -> Graph:
     """``graph`` for ``batch`` texts of ``tokens`` tokens; ``values`` has the shapes of what lies in between."""
+    graph = replace(graph, weights=scalars(graph.weights))
     sizes: dict[str | int, int] = {}
     for port in graph.inputs:
         sizes |= dict(zip(port.axes, (batch, tokens), strict=True))
@@ -117,7 +119,7 @@ class _Fixed:
     def _keep(self, name: str, value: Array) -> None:
         self._values[name] = value
         self._known[name] = (value.dtype, value.shape)
-        self._weights[name] = constant(name, value, value.dtype)
+        self._weights[name] = replace(constant(name, value, value.dtype), shape=value.shape)
 
     def _run(self, node: Node) -> list[Array]:
         names = [name for name in dict.fromkeys(node.inputs) if name]
