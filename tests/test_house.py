@@ -16,13 +16,15 @@ FLOORS = {"cli": 5, "pipeline": 4, "make": 3, "check": 3, "serve": 3, "search": 
 GROUND = 1
 GUESTS = {  # a heavy package, and the only rooms it may enter
     "torch": {"make/export.py", "check/reference.py"},
-    "transformers": {"check/reference.py"},
-    "onnxruntime": {"run/session.py", "run/prepack.py"},  # prepack.py has it lay weights out, in a process of its own
+    "transformers": {"check/reference.py", "check/peers/"},
+    # prepack.py has it lay weights out, in a process of its own; peers/ are scripts for the Python of others
+    "onnxruntime": {"run/session.py", "run/prepack.py", "check/peers/"},
+    **{peer: {"check/peers/"} for peer in ("sentence_transformers", "fastembed", "optimum")},
     "huggingface_hub": {"hub/client.py"},
     **{network: {"hub/client.py"} for network in ("httpx", "requests", "urllib", "socket", "http", "aiohttp")},
     "filelock": {"hub/store.py"},
     "fastapi": {"serve/"},
-    "tokenizers": {"run/tokens.py"},
+    "tokenizers": {"run/tokens.py", "check/peers/"},
     "onnx": {
         "make/write.py",
         "make/read.py",
