@@ -40,7 +40,7 @@ def tables(known: dict[str, Any]) -> str:
             if "cosine" in found:
                 return shown(found["cosine"])
             why = found.get("why") or row["ours"]
-            first = re.split(r"(?<=[a-z])\. |\n", why)[0]
+            first = why.splitlines()[0]
             return f"fails ({notes.setdefault(first, len(notes) + 1)})"
 
         lines = [[f"`{variant}`", *(cell(row, peer) for peer in HEADS)] for variant, row in rows.items()]

@@ -43,7 +43,7 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
 }
 LATE = {"run/prepack.py": {"onnx", "featherbed.run.derive"}}  # loaded where a graph is taken apart, by no other session
 # the one function of a room that may read it, and only when called
-ENVIRONMENT = {"run/prepack.py": "default_cache", "hub/client.py": "default_root"}
+ENVIRONMENT = {"run/prepack.py": "default_cache", "hub/client.py": "default_root", "settings.py": "environment"}
 LIMIT_LINES = 400
 
 

@@ -40,7 +40,8 @@ OPTIONS = {
     "conform": "--variants --load --no-load --python --node --json",
     "repair": "-o --out --in-place --pooling --dry-run --json",
     "export": "-o --out --variant --layout --json",
-    "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --json",
+    "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --config --model --batch-size "
+    "--json",
 }
 METRICS = (
     "n cos_mean cos_p1 cos_min pearson spearman neighbours_at_10 invariance_batch invariance_padding invariance_order "
@@ -477,6 +478,12 @@ FAULTS = {
     "no rounds": ("bench {folder} --rounds 0", "rounds of at least 1"),
     "no provider of that name to bench": ("bench {folder} --tokens 16 --provider gpu", "did you mean cuda?"),
     "no threads to bench": ("bench {folder} --threads -1", "threads and pool size of at least 0"),
+    "a config that is not there": (
+        "embed {texts} --config {tmp}/a.toml -o {tmp}/v.npy",
+        "a.toml: expected a file in TOML",
+    ),
+    "a model that is no file": ("embed {texts} --model {tmp}/a.onnx -o {tmp}/v.npy", "cannot read ONNX file"),
+    "a batch of less than none": ("embed {folder} {texts} --batch-size -1 -o {tmp}/v.npy", "at least 1"),
     "no graph to conform": ("conform {checkpoint}", "expected a folder with .onnx files"),
     "an unknown variant to conform": ("conform {folder} --variants int9", "expected one of fp32, int8"),
     "no graph to repair": ("repair {checkpoint} --dry-run", "expected a folder with .onnx files"),

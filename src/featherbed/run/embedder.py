@@ -18,6 +18,7 @@ from featherbed.errors import OptionError, TextError
 from featherbed.folder import open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run import heap
+from featherbed.run.apart import Files
 from featherbed.run.batches import LONG_TOKENS, Batch, batches
 from featherbed.run.pooling import check_mask, normalize, pool
 from featherbed.run.prompts import Prompts, Seen
@@ -52,7 +53,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | Files,
         variant: str = AUTO,
         *,
         threads: int | None = None,
@@ -61,7 +62,7 @@ class Embedder:
         batch_tokens: int | None = None,
         memory: Memory | None = None,
     ) -> None:
-        """Open ``model``: a model folder, or an .onnx file with its tokenizer and configs beside or above it.
+        """Open ``model``: a model folder, or an .onnx file with its tokenizer and configs beside or above it, or apart.
 
         ``variant`` "auto" takes int8, int8-block or fp32, the first that did not fail its gates. ``threads`` is how
         many cores may be busy (all), ``pool_size`` how many batches are run at a time (chosen by the work at hand);
@@ -73,7 +74,7 @@ class Embedder:
         """
         if batch_tokens is not None and batch_tokens < 1:
             raise OptionError("batch_tokens", expected="at least 1", found=str(batch_tokens), remedy="leave it out")
-        path, self.spec, home = self._locate(Path(model), variant)
+        path, self.spec, home = self._locate(model, variant)
         self.batch_tokens = batch_tokens or self.spec.max_batch_tokens_hint
         engine = Engine(threads, pool_size, provider, memory or Memory())
         with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long to read as mapped weights
@@ -85,7 +86,12 @@ class Embedder:
         self._prompts = Prompts(self._tokenizer, self._session.past) if self._session.keeps_past else None
         heap.give_back()
 
-    def _locate(self, model: Path, variant: str) -> tuple[Path, Spec, Path]:
+    def _locate(self, model: str | Path | Files, variant: str) -> tuple[Path, Spec, Path]:
+        """(graph, spec, the tokenizer's folder or file)."""
+        if isinstance(model, Files):
+            self._ours, self.variant = False, model.graph.stem
+            return model.graph, model.spec(), model.tokenizer_path()
+        model = Path(model)
         self._ours = model.suffix != ".onnx"
         if not self._ours:
             if variant != AUTO:
