@@ -653,3 +653,46 @@ def test_a_terminal_that_is_not_utf8_gets_its_table_and_its_document(copied: Cop
     document = spawn("inspect", folder, "--json", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert (document.code, document.err) == (0, "")
     assert document.document["spec"]["prompts"]["query"] == "查询："
+
+
+def test_a_folder_is_judged_mended_and_exported_and_each_last_line_is_one_document(
+    run: Run, copied: Copy, tmp_path: Path
+) -> None:
+    folder = copied("bert-mean")
+    judged = run("conform", folder, "--variants", "int8", "--no-load", "--json")
+    assert judged.code == 1  # text-embeddings-inference has an older onnxruntime
+    assert list(judged.document) == ["passed", "verdicts", "findings", "tries"]
+    assert judged.document["verdicts"]["int8"]["fastembed"] == "by rules"
+    assert judged.document["tries"] == {"int8": {}}
+
+    (folder / "special_tokens_map.json").unlink()
+    listed = run("repair", folder, "--dry-run", "--json").document
+    assert {"config.json", "special_tokens_map.json"} == {change["file"] for change in listed["changes"]}
+    mended = run("repair", folder, "-o", tmp_path / "mended", "--json")
+    assert (mended.code, mended.complaints) == (0, [])
+    assert mended.document["changes"] == listed["changes"]
+    assert mended.document["folder"] == str(tmp_path / "mended")
+
+    laid = run("export", folder, "--variant", "q4", "--layout", "browser", "-o", tmp_path / "laid", "--json")
+    assert (laid.code, laid.complaints) == (0, [])
+    assert list(laid.document) == ["folder", "graph", "layout", "cosine", "passed", "findings"]
+    assert (laid.document["graph"], laid.document["passed"]) == ("onnx/model_quantized.onnx", True)
+
+    for words, part in {
+        ("conform", folder, "--variants", "int8", "--no-load"): "does not conform",
+        ("repair", folder, "--in-place"): "special_tokens_map.json: written",
+        ("repair", folder, "--dry-run"): "nothing to mend",
+        ("export", folder, "--variant", "int8", "-o", tmp_path / "tei"): "int8 is onnx/model.onnx",
+    }.items():
+        assert part in run(*words).out, words
+
+
+def test_embed_takes_its_model_from_a_config(run: Run, folders: dict[str, Path], texts: Path) -> None:
+    config, out = texts.with_name("featherbed.toml"), texts.with_name("v.npy")
+    config.write_text(f'[embedding]\nmodel = "{folders["bert-mean"]}"\nbatch_size = 2\n', "utf-8")
+    assert run("embed", texts, "--config", config, "-o", out, "--json").document["variant"] == "fp32"
+    quantized = folders["bert-mean"] / "onnx" / "model_int8.onnx"
+    config.write_text(f'[embedding]\nquantized_model_path = "{quantized}"\n', "utf-8")
+    assert run("embed", texts, "--config", config, "-o", out, "--json").document["variant"] == "model_int8"
+    told = run("embed", texts, "--model", folders["bert-mean"], "--variant", "q4", "-o", out, "--json")
+    assert told.document["variant"] == "q4"
