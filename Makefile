@@ -8,6 +8,7 @@ BENCH ?= .cache/bench
 
 # suites with targets of their own
 APART := reference real peers browser hub
+TINY_CHECKPOINT = $(if $(TINY),--checkpoint tiny-qwen3=$(TINY))
 NODE_PEERS := .cache/node-peers
 
 BENCH_OPTIONS = --ours .venv/bin/python --stock .venv-reference/bin/python --tokenizer $(TOKENIZER) --work $(BENCH)
@@ -15,7 +16,7 @@ PEER_VENVS := .venv-openvino .venv-llama .venv-peers
 PEER_OPTIONS := --openvino .venv-openvino/bin/python --llama .venv-llama/bin/python \
 	--sentence-transformers .venv-peers/bin/python --fastembed .venv-peers/bin/python
 
-.PHONY: demo test real hub lint parity peers browser screenshots bench quality clean help
+.PHONY: demo test real hub lint parity peers conform browser screenshots bench quality clean help
 
 help:
 	@echo "make demo          build, verify, measure and use all-MiniLM-L6-v2 (MODEL=folder or Hub id for another)"
@@ -25,6 +26,7 @@ help:
 	@echo "make lint          ruff and mypy"
 	@echo "make parity        the suite against PyTorch, in an environment of its own"
 	@echo "make peers         the card's snippets in sentence-transformers, fastembed, transformers.js and mteb; needs node and npm"
+	@echo "make conform       every variant in the libraries of others, in Chromium too: docs/conform.md; TINY=checkpoint adds a decoder"
 	@echo "make browser       the report in Chromium (make screenshots: and the docs' pictures of it)"
 	@echo "make bench         the 0.6B shape against the stock path; needs TOKENIZER=folder; PEERS=1 adds others (see docs/guide/bench.md)"
 	@echo "make quality       what every recipe keeps, on real text; needs DATA=folder and TINY=checkpoint (see docs/quality.md)"
@@ -52,6 +54,11 @@ parity: .venv-reference/.installed $(MINILM)/model.safetensors
 
 peers: .venv-conform/.installed $(NODE_PEERS)/.installed $(MINILM)/model.safetensors
 	MINILM=$(MINILM) NODE_PEERS=$(NODE_PEERS) .venv-conform/bin/python -m pytest tests/peers
+
+conform: .venv/.browser .venv-conform/.installed $(NODE_PEERS)/.installed $(MINILM)/model.safetensors
+	@test -n "$(TINY)" || echo "make conform: WITHOUT the decoder: expected TINY=checkpoint of tiny-qwen3, found nothing; its table stays as it was" >&2
+	.venv/bin/python benchmarks/conform.py --python .venv-conform/bin/python --node $(NODE_PEERS) --work .cache/conform \
+		--checkpoint all-MiniLM-L6-v2=$(MINILM) $(TINY_CHECKPOINT)
 
 browser: .venv/.browser
 	.venv/bin/python -m pytest tests/browser

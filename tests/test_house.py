@@ -16,14 +16,16 @@ FLOORS = {"cli": 5, "pipeline": 4, "make": 3, "check": 3, "serve": 3, "search": 
 GROUND = 1
 GUESTS = {  # a heavy package, and the only rooms it may enter
     "torch": {"make/export.py", "check/reference.py"},
-    "transformers": {"make/export.py", "check/reference.py"},
+    "transformers": {"make/export.py", "check/reference.py", "check/peers/"},
     "onnxscript": {"make/export.py"},
-    "onnxruntime": {"run/session.py", "run/prepack.py"},  # prepack.py has it lay weights out, in a process of its own
+    # prepack.py has it lay weights out, in a process of its own; peers/ are scripts for the Python of others
+    "onnxruntime": {"run/session.py", "run/prepack.py", "check/peers/"},
+    **{peer: {"check/peers/"} for peer in ("sentence_transformers", "fastembed", "optimum")},
     "huggingface_hub": {"hub/client.py", "hub/cached.py"},  # the second asks nobody: it reads that library's cache
     **{network: {"hub/client.py"} for network in ("httpx", "requests", "urllib", "socket", "http", "aiohttp")},
     "filelock": {"hub/store.py"},
     "fastapi": {"serve/"},
-    "tokenizers": {"run/tokens.py"},
+    "tokenizers": {"run/tokens.py", "check/peers/"},
     "onnx": {
         "make/write.py",
         "make/read.py",
@@ -45,7 +47,7 @@ GUESTS = {  # a heavy package, and the only rooms it may enter
 }
 LATE = {"run/prepack.py": {"onnx", "featherbed.run.derive"}}  # loaded where a graph is taken apart, by no other session
 # the one function of a room that may read it, and only when called
-ENVIRONMENT = {"run/prepack.py": "default_cache", "hub/client.py": "default_root"}
+ENVIRONMENT = {"run/prepack.py": "default_cache", "hub/client.py": "default_root", "settings.py": "environment"}
 LIMIT_LINES = 400
 
 

@@ -333,14 +333,19 @@ def _inside(name: str) -> bool:
 
 
 @contextmanager
-def publish(out: Path) -> Iterator[Path]:
+def publish(out: Path, replacing: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``out`` that takes its place when the block ends well, and vanishes when not.
 
-    Raises OptionError when ``out`` exists and is not a model folder of ours, OutputError when it cannot be
-    written.
+    Raises OptionError when ``out`` exists and is not a model folder of ours, unless ``replacing``; OutputError when it
+    cannot be written.
     """
     # os.path and not Path: it answers False, and does not raise, where a name is too long for the disk
-    if os.path.exists(out) and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    if (
+        not replacing
+        and os.path.exists(out)
+        and not (out / MANIFEST).is_file()
+        and not (out.is_dir() and not any(out.iterdir()))
+    ):
         raise OptionError(
             f"output {out}",
             expected="a new folder, or a model folder to replace",

@@ -40,9 +40,11 @@ OPTIONS = {
     "push": "--variants --weights --private --dry-run --json",
     "eval": "--variants --modes --corpus --queries --qrels --group --titles --no-titles --save --no-save --json",
     "tune": "--min --max --goal --trials --calibration --probe --json",
-    "embed": (
-        "-o --out --variant --query --field --dim --threads --pool-size --provider --pooling --task --output --json"
-    ),
+    "conform": "--variants --load --no-load --python --node --json",
+    "repair": "-o --out --in-place --pooling --dry-run --json",
+    "export": "-o --out --variant --layout --json",
+    "embed": "-o --out --variant --query --field --dim --threads --pool-size --provider --config --model --batch-size "
+    "--pooling --task --output --json",
 }
 METRICS = (
     "n cos_mean cos_p1 cos_min pearson spearman neighbours_at_10 invariance_batch invariance_padding invariance_order "
@@ -496,6 +498,21 @@ FAULTS = {
     "no rounds": ("bench {folder} --rounds 0", "rounds of at least 1"),
     "no provider of that name to bench": ("bench {folder} --tokens 16 --provider gpu", "did you mean cuda?"),
     "no threads to bench": ("bench {folder} --threads -1", "threads and pool size of at least 0"),
+    "a config that is not there": (
+        "embed {texts} --config {tmp}/a.toml -o {tmp}/v.npy",
+        "a.toml: expected a file in TOML",
+    ),
+    "a model that is no file": ("embed {texts} --model {tmp}/a.onnx -o {tmp}/v.npy", "cannot read ONNX file"),
+    "a batch of less than none": ("embed {folder} {texts} --batch-size -1 -o {tmp}/v.npy", "at least 1"),
+    "no graph to conform": ("conform {checkpoint}", "expected a folder with .onnx files"),
+    "an unknown variant to conform": ("conform {folder} --variants int9", "expected one of fp32, int8"),
+    "no graph to repair": ("repair {checkpoint} --dry-run", "expected a folder with .onnx files"),
+    "no place for what is repaired": ("repair {folder}", "expected one place: -o OUT for a new folder, or --in-place"),
+    "what is repaired in its own place": ("repair {folder} -o {folder}", "say --in-place"),
+    "an unknown pooling to repair": ("repair {folder} --pooling max --dry-run", "expected one of lasttoken, mean, cls"),
+    "an unknown layout": ("export {folder} --variant int8 --layout ark -o {tmp}/x", "expected one of tei, browser"),
+    "an unknown variant to export": ("export {folder} --variant int9 -o {tmp}/x", "expected one of fp32, int8"),
+    "an export into a folder in use": ("export {folder} --variant int8 -o {checkpoint}", "expected a new folder"),
     "no provider of that name": ("embed {folder} {texts} -o {tmp}/v.npy --provider gpu", "did you mean cuda?"),
     "less than no threads": ("embed {folder} {texts} -o {tmp}/v.npy --threads -1", "threads: expected at least 1"),
     "less than no runs": ("embed {folder} {texts} -o {tmp}/v.npy --pool-size -1", "pool_size: expected at least 1"),
@@ -656,3 +673,46 @@ def test_a_terminal_that_is_not_utf8_gets_its_table_and_its_document(copied: Cop
     document = spawn("inspect", folder, "--json", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert (document.code, document.err) == (0, "")
     assert document.document["spec"]["prompts"]["query"] == "查询："
+
+
+def test_a_folder_is_judged_mended_and_exported_and_each_last_line_is_one_document(
+    run: Run, copied: Copy, tmp_path: Path
+) -> None:
+    folder = copied("bert-mean")
+    judged = run("conform", folder, "--variants", "int8", "--no-load", "--json")
+    assert judged.code == 1  # text-embeddings-inference has an older onnxruntime
+    assert list(judged.document) == ["passed", "verdicts", "findings", "tries"]
+    assert judged.document["verdicts"]["int8"]["fastembed"] == "by rules"
+    assert judged.document["tries"] == {"int8": {}}
+
+    (folder / "special_tokens_map.json").unlink()
+    listed = run("repair", folder, "--dry-run", "--json").document
+    assert {"config.json", "special_tokens_map.json"} == {change["file"] for change in listed["changes"]}
+    mended = run("repair", folder, "-o", tmp_path / "mended", "--json")
+    assert (mended.code, mended.complaints) == (0, [])
+    assert mended.document["changes"] == listed["changes"]
+    assert mended.document["folder"] == str(tmp_path / "mended")
+
+    laid = run("export", folder, "--variant", "q4", "--layout", "browser", "-o", tmp_path / "laid", "--json")
+    assert (laid.code, laid.complaints) == (0, [])
+    assert list(laid.document) == ["folder", "graph", "layout", "cosine", "passed", "findings"]
+    assert (laid.document["graph"], laid.document["passed"]) == ("onnx/model_quantized.onnx", True)
+
+    for words, part in {
+        ("conform", folder, "--variants", "int8", "--no-load"): "does not conform",
+        ("repair", folder, "--in-place"): "special_tokens_map.json: written",
+        ("repair", folder, "--dry-run"): "nothing to mend",
+        ("export", folder, "--variant", "int8", "-o", tmp_path / "tei"): "int8 is onnx/model.onnx",
+    }.items():
+        assert part in run(*words).out, words
+
+
+def test_embed_takes_its_model_from_a_config(run: Run, folders: dict[str, Path], texts: Path) -> None:
+    config, out = texts.with_name("featherbed.toml"), texts.with_name("v.npy")
+    config.write_text(f'[embedding]\nmodel = "{folders["bert-mean"]}"\nbatch_size = 2\n', "utf-8")
+    assert run("embed", texts, "--config", config, "-o", out, "--json").document["variant"] == "fp32"
+    quantized = folders["bert-mean"] / "onnx" / "model_int8.onnx"
+    config.write_text(f'[embedding]\nquantized_model_path = "{quantized}"\n', "utf-8")
+    assert run("embed", texts, "--config", config, "-o", out, "--json").document["variant"] == "model_int8"
+    told = run("embed", texts, "--model", folders["bert-mean"], "--variant", "q4", "-o", out, "--json")
+    assert told.document["variant"] == "q4"

@@ -39,14 +39,14 @@ def write_configs(source: Path, out: Path, spec: Spec, append_eos: bool = False)
     if append_eos or tokenizer.get("padding") or tokenizer.get("truncation"):
         changed = {**tokenizer, "padding": None, "truncation": None}
         if append_eos and spec.eos_id is not None:
-            changed["post_processor"] = _ending(tokenizer, spec.eos_id)
+            changed["post_processor"] = ending(tokenizer, spec.eos_id)
         write_text(out / "tokenizer.json", json.dumps(changed, ensure_ascii=False))
     else:
         shutil.copyfile(source / "tokenizer.json", out / "tokenizer.json")
     path = source / "tokenizer_config.json"
     tokens = read_json(path) if path.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
     tokens.pop("auto_map", None)  # names code that nobody of ours runs
-    pad = _token_of(tokenizer, spec.pad_id) or tokens.get("pad_token")
+    pad = token_of(tokenizer, spec.pad_id) or tokens.get("pad_token")
     _write(
         out / "tokenizer_config.json",
         {**tokens, "model_max_length": spec.max_length, "padding_side": "right", "pad_token": pad},
@@ -86,9 +86,9 @@ def write_configs(source: Path, out: Path, spec: Spec, append_eos: bool = False)
     )
 
 
-def _ending(tokenizer: dict[str, Any], eos_id: int) -> dict[str, Any]:
+def ending(tokenizer: dict[str, Any], eos_id: int) -> dict[str, Any]:
     """The tokenizer's post-processor, followed by one that appends the end token."""
-    name = _token_of(tokenizer, eos_id)
+    name = token_of(tokenizer, eos_id)
     if name is None:
         raise TokenizerError(
             "tokenizer.json",
@@ -113,7 +113,7 @@ def _ending(tokenizer: dict[str, Any], eos_id: int) -> dict[str, Any]:
     return {"type": "Sequence", "processors": [before, template]} if before else template
 
 
-def _token_of(tokenizer: dict[str, Any], number: int) -> str | None:
+def token_of(tokenizer: dict[str, Any], number: int) -> str | None:
     """The added token of this id."""
     return next((str(t["content"]) for t in tokenizer.get("added_tokens") or () if t["id"] == number), None)
 

@@ -22,6 +22,7 @@ BLOCK_BYTES = 16 * 2**20  # hashed and written at a time
 GRAPH = ModelProto.GRAPH_FIELD_NUMBER
 INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
 RAW = TensorProto.RAW_DATA_FIELD_NUMBER
+EXTERNAL_DATA = TensorProto.EXTERNAL_DATA_FIELD_NUMBER
 
 Piece = bytes | memoryview
 
@@ -39,11 +40,12 @@ class _Tensor:
     outside: bool
 
 
-def relocate(source: Path, target: Path, beside: bool) -> dict[str, FileRecord] | None:
+def relocate(source: Path, target: Path, beside: bool, anyhow: bool = False) -> dict[str, FileRecord] | None:
     """Write the graph at ``source`` to ``target``, its weights in a sidecar beside it or all inside.
 
     The sidecar is as ``write_graph`` lays it out. Returns each file's record by name, the graph first; None, with
-    nothing written, when the weights lie so already. ``source`` and its sidecar stay as they are.
+    nothing written, when the weights lie so already, unless ``anyhow``: then those of several sidecars become one.
+    ``source`` and its sidecars stay as they are.
     Raises ModelFolderError on what is no graph of ours, OptionError when a graph would be more than protobuf holds,
     OutputError when writing fails; what was begun is removed.
     """
@@ -60,7 +62,7 @@ def relocate(source: Path, target: Path, beside: bool) -> dict[str, FileRecord] 
             found=f"{type(error).__name__}: {error}",
             remedy="fetch or build it again",
         ) from error
-    if not any(_moves(tensor, beside) for tensor in tensors.values()):
+    if not anyhow and not any(_moves(tensor, beside) for tensor in tensors.values()):
         return None
     sidecar = target.with_name(sidecar_name(target.name))
     records: dict[str, FileRecord] = {}
@@ -90,6 +92,49 @@ def relocate(source: Path, target: Path, beside: bool) -> dict[str, FileRecord] 
             found=f"{error.strerror or error}",
             remedy="free space, or leave the weights as built",
         ) from error
+
+
+def name_sidecar(source: Path, target: Path, sidecar: str) -> FileRecord:
+    """Write the graph at ``source`` to ``target``, its weights said to lie in ``sidecar``, at their old places there.
+
+    The sidecar itself is the caller's to link. Raises ModelFolderError on what is no graph, OutputError.
+    """
+    try:
+        outer = list(fields(mapped(source)))
+        (graph,) = (field for field in outer if field.number == GRAPH)
+        body: list[Piece] = []
+        for field in fields(graph.value):
+            told = _told(field, sidecar) if field.number == INITIALIZER else None
+            body += [field.whole] if told is None else _sized(INITIALIZER, [told])
+    except Exception as error:  # protobuf's own, and what a cut or foreign file leads to
+        raise ModelFolderError(
+            f"{source}",
+            expected="a graph with its weights in a file beside it",
+            found=f"{type(error).__name__}: {error}",
+            remedy="fetch or build it again",
+        ) from error
+    pieces: list[Piece] = []
+    for field in outer:
+        pieces += _sized(GRAPH, body) if field is graph else [field.whole]
+    try:
+        return _write(pieces, target)
+    except OSError as error:
+        raise OutputError(
+            f"{target}", expected="room and permission", found=f"{error.strerror or error}", remedy="free space"
+        ) from error
+
+
+def _told(field: Field, sidecar: str) -> bytes | None:
+    """An initializer that says another sidecar; None where its bytes lie inside."""
+    if not any(part.number == EXTERNAL_DATA for part in fields(field.value)):
+        return None
+    tensor = TensorProto.FromString(bytes(field.value))
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return None
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            entry.value = sidecar
+    return bytes(tensor.SerializeToString(deterministic=True))
 
 
 def _moves(tensor: _Tensor, beside: bool) -> bool:

@@ -18,9 +18,10 @@ from featherbed.errors import OptionError, TextError
 from featherbed.folder import MANIFEST, ModelFolder, open_folder
 from featherbed.progress import Progress, bar, silent
 from featherbed.run import heap
+from featherbed.run.apart import Files
 from featherbed.run.batches import LONG_TOKENS, Batch, batches
 from featherbed.run.dense import read_layers, through
-from featherbed.run.foreign import Foreign, chosen, found
+from featherbed.run.foreign import Foreign, Found, chosen, found
 from featherbed.run.pooling import check_mask, cut, normalize, pool
 from featherbed.run.ports import Known
 from featherbed.run.prompts import Prompts, Seen
@@ -55,7 +56,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | Files,
         variant: str = AUTO,
         *,
         threads: int | None = None,
@@ -66,7 +67,7 @@ class Embedder:
         foreign: Foreign | None = None,
     ) -> None:
         """Open ``model``: a model folder, someone else's folder with .onnx files in it, or a bare .onnx file with its
-        tokenizer and configs beside or above it.
+        tokenizer and configs beside or above it, or apart.
 
         ``variant`` "auto" takes int8, int8-block or fp32, the first that did not fail its gates. ``threads`` is how
         many cores may be busy (all), ``pool_size`` how many batches are run at a time (chosen by the work at hand);
@@ -79,7 +80,7 @@ class Embedder:
         """
         if batch_tokens is not None and batch_tokens < 1:
             raise OptionError("batch_tokens", expected="at least 1", found=str(batch_tokens), remedy="leave it out")
-        path, self.spec, home, origin = self._locate(Path(model), variant, foreign)
+        path, self.spec, home, origin = self._locate(model, variant, foreign)
         engine = Engine(threads, pool_size, provider, memory or Memory())
         with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes as long to read as mapped weights
             session = beside.submit(Session, path, engine, self.spec.dim, origin)
@@ -93,8 +94,14 @@ class Embedder:
         self._prompts = Prompts(self._tokenizer, self._session.past) if self._session.keeps_past else None
         heap.give_back()
 
-    def _locate(self, model: Path, variant: str, said: Foreign | None) -> tuple[Path, Spec, Path, Origin]:
-        """(graph, spec, folder of the tokenizer, whose it is) of a folder of ours, one of others, or a bare file."""
+    def _locate(self, model: str | Path | Files, variant: str, said: Foreign | None) -> tuple[Path, Spec, Path, Origin]:
+        """(graph, spec, place of the tokenizer, whose it is) of a folder of ours, one of others, or a bare file."""
+        self._found: Found | None = None
+        if isinstance(model, Files):
+            apart = self._found = model.of_others(said or Foreign())
+            self.variant = model.graph.stem
+            return model.graph, apart.spec, apart.home, Origin(True, None, apart.known)
+        model = Path(model)
         bare = model.suffix == ".onnx" and not model.is_dir()
         if bare and variant != AUTO:
             raise OptionError(
@@ -103,7 +110,6 @@ class Embedder:
                 found="one",
                 remedy="leave it out, or give the model's folder",
             )
-        self._found = None
         folder, name = _ours(model, bare)
         if folder is None:
             path = model if bare else chosen(model, variant)

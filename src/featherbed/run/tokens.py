@@ -30,8 +30,10 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, spec: Spec) -> None:
-        """Open ``folder``/tokenizer.json. Raises TokenizerError when it is unusable or not the model's."""
-        path = folder / "tokenizer.json"
+        """Open ``folder``/tokenizer.json, or a file ``folder`` itself. Raises TokenizerError when it is unusable or
+        not the model's.
+        """
+        path = folder if folder.suffix == ".json" else folder / "tokenizer.json"
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every defect of the file
