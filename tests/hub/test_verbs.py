@@ -263,7 +263,7 @@ def test_pull_offline_with_an_empty_cache_is_exit_code_2(run: Run, hub: Hub) -> 
 
 def test_list_of_empty_caches(run: Run, hub: Hub) -> None:
     assert fine(run("list")).out == "0 of the Hub, 0 prepacked: 0.0 MB\n"
-    assert fine(run("list", "--json")).document == {"models": [], "prepacked": []}
+    assert fine(run("list", "--json")).document == {"models": [], "prepacked": [], "linked": []}
     assert hub.asked == []
 
 
