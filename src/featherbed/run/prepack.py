@@ -37,7 +37,7 @@ from featherbed.run import sidecars
 Array = npt.NDArray[Any]
 
 LOG = logging.getLogger("featherbed")
-FORMAT = 2  # of an entry, its graphs among it
+FORMAT = 3  # of an entry, its graphs among it
 READABLE = 0o755  # a cache may be shared by users; temporary folders are their maker's alone
 LEAST_BYTES = 16 * 2**20  # smaller files load in no time and take no memory worth sharing
 SAMPLES, SAMPLE_BYTES = 64, 4096
@@ -224,7 +224,7 @@ def _write_entry(path: Path, folder: Path) -> None:
 
 
 def _check_room(path: Path, cache: Path) -> None:
-    needed, free = 3 * size_bytes(path), shutil.disk_usage(cache).free  # both layouts, and air
+    needed, free = 5 * size_bytes(path), shutil.disk_usage(cache).free  # both layouts, twice while moved, and air
     if free < needed:
         raise OSError(f"{cache} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are wanted")
 
@@ -256,11 +256,12 @@ def _make(path: Path, folder: Path) -> None:
 def main(source: str, out: str) -> int:
     """Write the engine graph of ``source`` and its further forms into ``out``; UNFIT where its vectors are others.
 
-    onnxruntime 1.31 loads some prepacked weights wrongly (MatMulNBits on all-MiniLM-L6-v2), so nothing is believed.
+    onnxruntime 1.31 loads prepacked weights wrongly that do not lie where kernels read them (``align``), so nothing
+    is believed.
     """
     import onnx  # only where a graph is taken apart: a session that finds its entry never loads it
 
-    from featherbed.run import derive
+    from featherbed.run import align, derive
 
     path, folder = Path(source), Path(out)
     plain = onnx.load(path, load_external_data=False)
@@ -277,10 +278,12 @@ def main(source: str, out: str) -> int:
     expected = _answers(session, shapes)
     del session
     _session(derive.engine_graph(plain).SerializeToString(), saving, folder / ENGINE)  # saved, and let go
+    engine = onnx.load(folder / ENGINE, load_external_data=False)
+    if align.align(engine, folder):
+        (folder / ENGINE).write_bytes(engine.SerializeToString())
     found = _answers(_session(str(folder / ENGINE), {}), shapes)
     if not all(_same(*pair) for pair in zip(expected, found, strict=True)):
         return UNFIT
-    engine = onnx.load(folder / ENGINE, load_external_data=False)
     if derive.has_past(engine):
         forms = {KEYS: derive.keys_and_values, BEHIND: derive.behind_past, LONG: derive.for_long}
         for name, form in forms.items():
