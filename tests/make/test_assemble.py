@@ -246,7 +246,10 @@ def test_a_folder_with_sidecars_tells_transformers_js(
         "model.onnx_data",
         "model_int8.onnx",
         "model_int8.onnx_data",
+        "model_quantized.onnx",
+        "model_quantized.onnx_data",
     ]
-    said = {"use_external_data_format": {"model.onnx": True, "model_int8.onnx": True}}
+    names = ("model.onnx", "model_int8.onnx", "model_quantized.onnx")
+    said = {"use_external_data_format": dict.fromkeys(names, True)}
     assert read(out / "config.json")["transformers.js_config"] == said
     assert "transformers.js_config" not in read(folders["bert-cls"] / "config.json")

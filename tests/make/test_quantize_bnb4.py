@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnxruntime.capi._pybind_state import quantize_matmul_bnb4
 
-from featherbed.make.checkpoint import open_checkpoint
-from featherbed.make.graph import reference_graph
 from featherbed.make.graph.lower import lower
 from featherbed.make.ir import LINEAR, OURS, Graph, Node, Port, constant
 from featherbed.make.quantize import apply
 from featherbed.make.quantize.bnb4 import BETWEEN, NF4, VALUES, normal_weights, round_normal
 from featherbed.make.write import model_bytes
-from featherbed.spec import read_spec
 from featherbed.steps import NormalFloatLinear
 
 Float = npt.NDArray[np.float32]
 F32 = np.dtype(np.float32)
-MINILM = Path(__file__).parents[2] / ".cache" / "all-MiniLM-L6-v2"
 
 
 def gaussian(*shape: int, seed: int = 0) -> Float:
@@ -102,14 +97,6 @@ def test_onnxruntime_multiplies_with_what_the_codes_stand_for(rows: int, width: 
     codes, peaks = round_normal(matrix, 64)
     back = (VALUES[codes] * np.repeat(peaks, 64)[: matrix.size]).reshape(rows, width)
     assert np.allclose(session.run(None, {"x": x})[0], x @ back.T, atol=1e-5)
-
-
-@pytest.mark.skipif(not MINILM.is_dir(), reason="all-MiniLM-L6-v2 is not in .cache")
-@pytest.mark.parametrize("name", ["attention.self.qkv", "intermediate.dense", "output.dense"])
-def test_a_layer_of_minilm_is_rounded_as_onnxruntime_does(name: str) -> None:
-    graph = reference_graph(open_checkpoint(MINILM), read_spec(MINILM))
-    matrix = np.asarray(graph.weights[f"encoder.layer.3.{name}.weight"].array(), np.float32)
-    assert same(ours(matrix, 64), theirs(matrix, 64))
 
 
 def test_the_bounds_are_the_middles_of_neighbours() -> None:

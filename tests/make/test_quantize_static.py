@@ -21,8 +21,6 @@ from onnxruntime.quantization.calibrate import HistogramCollector, MinMaxCalibra
 
 from featherbed.make.calibrate.ranges import BINS, CODES, by_entropy, by_percentile, ranges, span
 from featherbed.make.calibrate.texts import Calibration
-from featherbed.make.checkpoint import open_checkpoint
-from featherbed.make.graph import reference_graph
 from featherbed.make.graph.lower import lower
 from featherbed.make.ir import LINEAR, OURS, Graph, Node, Port, constant
 from featherbed.make.quantize.static import apply, round_layer
@@ -36,7 +34,6 @@ from tests.conftest import FIXTURES, NAMES, made_by, ran, reference_of, texts_fo
 Float = npt.NDArray[np.float32]
 F32 = np.dtype(np.float32)
 EPSILON = float(np.finfo(np.float32).eps)
-MINILM = Path(__file__).parents[2] / ".cache" / "all-MiniLM-L6-v2"
 
 
 def gaussian(*shape: int, seed: int = 0) -> Float:
@@ -293,15 +290,3 @@ def test_both_outputs_agree_and_a_text_is_the_same_in_any_company(name: str) -> 
         assert np.allclose(first / np.linalg.norm(first, axis=1, keepdims=True), vectors, atol=1e-6)
     assert (np.sum(vectors * known.unit, axis=1)).min() > 0.99
     assert not any(node.domain == "featherbed" for node in graph.nodes)
-
-
-@pytest.mark.skipif(not MINILM.is_dir(), reason="all-MiniLM-L6-v2 is not in .cache")
-def test_a_layer_of_minilm_is_that_of_quantize_static(tmp_path: Path) -> None:
-    graph = reference_graph(open_checkpoint(MINILM), read_spec(MINILM))
-    layer = "encoder.layer.2.output.dense"
-    matrix, bias = (np.asarray(graph.weights[f"{layer}.{part}"].array(), np.float32) for part in ("weight", "bias"))
-    parts = [np.maximum(gaussian(40, matrix.shape[1], seed=3), np.float32(-0.17))]
-    expected, found = (constants(make(tmp_path, matrix, bias, parts)) for make in (theirs, ours))
-    for mine, other in (("w.s8", "w_quantized"), ("b.s32", "b_quantized"), ("w.scales", "w_scale")):
-        assert np.array_equal(found[mine], expected[other].reshape(found[mine].shape))
-    assert (found["x.scale"], found["x.zero"]) == (expected["x_scale"], expected["x_zero_point"])

@@ -16,15 +16,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from featherbed.make.checkpoint import open_checkpoint
-from featherbed.make.graph import reference_graph
 from featherbed.make.graph.lower import lower
 from featherbed.make.ir import LINEAR, LOOKUP, OURS, Graph, Node, Port, Weight, constant
 from featherbed.make.quantize import apply
 from featherbed.make.quantize.unsigned import matrix_weights, round_matrix, table_weights
 from featherbed.make.write import write_graph
 from featherbed.recipe import RECIPES
-from featherbed.spec import read_spec
 from featherbed.steps import UnsignedLinear, UnsignedTable
 from tests.conftest import FIXTURES, NAMES, reference_of
 
@@ -33,7 +30,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
 EPSILON = float(np.finfo(np.float32).eps)
 WORDS = "embeddings.word_embeddings.weight"
-MINILM = Path(__file__).parents[2] / ".cache" / "all-MiniLM-L6-v2"
 
 
 def gaussian(*shape: int, seed: int = 0) -> Float:
@@ -191,20 +187,3 @@ def test_every_table_of_the_checkpoint_is_in_8_bits(name: str) -> None:
     assert all(n.op != LOOKUP for n in graph.nodes)
     behind = {node.inputs[0] for node in graph.nodes if node.op == "DequantizeLinear"}
     assert behind == {node.outputs[0] for node in tables}
-
-
-@pytest.mark.skipif(not MINILM.is_dir(), reason="all-MiniLM-L6-v2 is not in .cache")
-def test_a_layer_and_the_table_of_minilm_are_those_of_quantize_dynamic(tmp_path: Path) -> None:
-    graph = reference_graph(open_checkpoint(MINILM), read_spec(MINILM))
-    table = np.asarray(graph.weights[WORDS].array(), np.float32)[:4000]
-    qkv = graph.weights["encoder.layer.0.attention.self.qkv.weight"]
-    assert qkv.parts == (384, 384, 384)  # as they are apart in others' files
-    codes, scales, zeros = (weight.array() for weight in matrix_weights(qkv))
-    for at, part in enumerate(np.split(np.asarray(qkv.array(), np.float32), 3)):
-        expected = constants(theirs(tmp_path, table if at == 2 else table[:9], part))
-        columns = slice(384 * at, 384 * (at + 1))
-        assert np.array_equal(codes[:, columns], expected["w_quantized"])
-        assert np.all(scales[columns] == expected["w_scale"])
-        assert np.all(zeros[columns] == expected["w_zero_point"])
-    for found, name in zip(table_weights(constant("t", table, F32)), ("quantized", "scale", "zero_point"), strict=True):
-        assert np.array_equal(found.array(), expected[f"t_{name}"])

@@ -278,7 +278,7 @@ def test_an_integer_product_has_its_scales_behind_it() -> None:
 LEVEL_4 = {"int8-block"}  # activations are rounded by blocks, which the standard has no word for
 
 
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if not RECIPES[r].half])
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if not RECIPES[r].half and r != "bnb4"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_variant_in_standard_operators_computes_the_same(name: str, recipe: str) -> None:
     fused = made_by(name, recipe)

@@ -34,7 +34,7 @@ def inferred(graph: Graph) -> dict[str, list[int]]:
     return {name: [d.dim_value for d in dims] for name, dims in values.items() if all(d.dim_value for d in dims)}
 
 
-@pytest.mark.parametrize("recipe", list(RECIPES))
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "bnb4"])
 @pytest.mark.parametrize("name", NAMES)
 def test_of_standard_operators_onnx_knows_every_shape(name: str, recipe: str) -> None:
     graph = static(finished(made_by(name, recipe), (Standard(),)), BATCH, TOKENS)

@@ -27,7 +27,7 @@ Vectors = npt.NDArray[np.float32]
 Open = Callable[[str, str], Embedder]
 Copy = Callable[[str], Path]
 
-A_TENSOR = ("int8-dynamic", "int8-smooth")  # these have one activation scale for the whole batch
+A_TENSOR = ("int8-dynamic", "int8-smooth", "int8-full", "uint8")  # these have one activation scale for the whole batch
 INVARIANT = ("fp32", "int8", "int8-block", "int4", "int4-small", "q4")
 INVARIANCE = 1e-5
 AGREEMENT = 2e-5

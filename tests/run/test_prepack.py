@@ -420,7 +420,7 @@ def test_room_is_wanted_for_both_layouts(
     source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]
 ) -> None:
     beside(source, "_data")
-    needed = 3 * prepack.size_bytes(source)
+    needed = 5 * prepack.size_bytes(source)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     assert prepack.prepacked(source, cache) is None
     assert made == []

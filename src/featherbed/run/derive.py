@@ -15,7 +15,7 @@ from collections import Counter
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-HIDDEN, SENTENCE = "last_hidden_state", "sentence_embedding"
+HIDDEN, SENTENCE, CODES = "last_hidden_state", "sentence_embedding", "sentence_embedding_quantized"
 ATTENTION = "GroupQueryAttention"
 PRODUCT = "MatMulIntegerToFloat"
 MICROSOFT = "com.microsoft"
@@ -31,7 +31,7 @@ def engine_graph(model: ModelProto) -> ModelProto:
     graph = derived.graph
     if SENTENCE not in {o.name for o in graph.output}:
         return derived
-    for output in [o for o in graph.output if o.name == HIDDEN]:
+    for output in [o for o in graph.output if o.name in (HIDDEN, CODES)]:
         graph.output.remove(output)
     _prune(graph)
     _take_scales(graph)

@@ -21,6 +21,7 @@ OTHER_NAMES = {
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }  # of the same sizes, in config.json of other families
 KNOWN_MODULES, DENSE = ("Transformer", "Pooling", "Normalize"), "Dense"
+DENSE_FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,7 @@ def _spec(home: Path, said: Foreign) -> tuple[Spec, dict[str, Any]]:
             positions = config["max_position_embeddings"]
             config["max_position_embeddings"] = min(said.max_length, positions if positions else said.max_length)
         check_modules(home, any_behind=True)
-        plain = all(kind in (*KNOWN_MODULES, DENSE) for kind, _ in modules_in(home, any_behind=True))
-        return spec_of(home, config, said.pooling, dense_modules(home) if plain else ()), config
+        return spec_of(home, config, said.pooling, dense_modules(home) if _with_dense(home) else ()), config
     except SpecError as error:
         if error.subject.startswith("pooling of"):
             raise SpecError(
@@ -165,6 +165,13 @@ def _spec(home: Path, said: Foreign) -> tuple[Spec, dict[str, Any]]:
                 remedy="say Foreign(pooling='mean') or --pooling mean, or cls, or lasttoken: its card knows which",
             ) from error
         raise
+
+
+def _with_dense(home: Path) -> bool:
+    """Whether there is nothing behind the pooling but Dense modules that are here, and perhaps a normalisation."""
+    listed = modules_in(home, any_behind=True)
+    here = all((home / path / name).is_file() for kind, path in listed if kind == DENSE for name in DENSE_FILES)
+    return here and all(kind in (*KNOWN_MODULES, DENSE) for kind, _ in listed)
 
 
 def _modules(home: Path, spec: Spec) -> tuple[tuple[str, ...], int | None]:
