@@ -122,10 +122,13 @@ def test_a_config_that_says_nothing_of_sidecars_stays_as_it_is(folders: dict[str
 
 def test_a_variant_goes_with_its_other_name_and_frees_its_bytes_once(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(folders["bert-mean"], folder, copy_function=os.link)
+    shutil.copytree(folders["bert-mean"], folder)
     size = (folder / "onnx" / "model_int8.onnx").stat().st_size
+    (folder / "onnx" / "model_quantized.onnx").unlink()
+    os.link(folder / "onnx" / "model_int8.onnx", folder / "onnx" / "model_quantized.onnx")
     pruned = prune(folder, [name for name in open_folder(folder).manifest.variants if name != "int8"])
-    assert [pruned.freed["onnx/model_int8.onnx"], pruned.freed["onnx/model_quantized.onnx"]] == [size, 0]
+    freed = [pruned.freed["onnx/model_int8.onnx"], pruned.freed["onnx/model_quantized.onnx"]]
+    assert sorted(freed) == [0, size]
     assert not (folder / "onnx" / "model_quantized.onnx").exists()
     open_folder(folder).check_hashes()
     assert "onnx/model_quantized.onnx" not in open_folder(folder).manifest.files

@@ -29,8 +29,9 @@ from featherbed.pipeline.tune import EVIDENCE, PICTURE
 from featherbed.pipeline.variants import CONFIG, graphs_of, misnamed_sidecars, name_sidecars
 from featherbed.recipe import RECIPES, REFERENCE, TUNED
 
-AGAIN = tuple(recipe.again for recipe in RECIPES.values() if recipe.again)
-SUFFIXES = (*(recipe.suffix for recipe in RECIPES.values()), *AGAIN, f"_{TUNED}")  # of the graphs that we write
+# of the graphs that we write, by variant
+SUFFIXES = {one.name: (one.suffix, one.again) if one.again else (one.suffix,) for one in RECIPES.values()}
+SUFFIXES[TUNED] = (f"_{TUNED}",)
 SEARCH = (f"{REPORTS}/{EVIDENCE}", f"{REPORTS}/{PICTURE}")  # how ``tuned`` was found
 TOLD = (CONFIG, CARD, PAGE)  # files that tell which variants there are
 
@@ -127,11 +128,13 @@ def _without(model: ModelFolder, gone: Sequence[str]) -> Manifest:
 def _left_over(model: ModelFolder, left: Manifest) -> Iterator[str]:
     """Files of ours on the disk that the manifest does not name: a run was stopped before it had removed them.
 
-    A sidecar whose graph is still there is none of them: the graph may read it.
+    Only of variants that there were: a model_fp16.onnx that somebody else made here is somebody else's. A sidecar whose
+    graph is still there is none of them: the graph may read it.
     """
-    names = [graph_name(suffix) for suffix in SUFFIXES if graph_name(suffix) not in left.files]
-    names += [sidecar_name(name) for name in names]
     past = {change.variant for change in left.history} - left.variants.keys()
+    names = [graph_name(suffix) for name in past for suffix in SUFFIXES.get(name, ())]
+    names = [name for name in names if name not in left.files]
+    names += [sidecar_name(name) for name in names]
     names += [f"{REPORTS}/{path.name}" for path in (model.path / REPORTS).glob("*.json") if path.stem in past]
     names += SEARCH if TUNED in past else ()
     yield from (name for name in names if name not in model.manifest.files and (model.path / name).is_file())
@@ -146,7 +149,7 @@ def _carry_out(path: Path, left: Manifest, freed: Sequence[str]) -> None:
     graphs = graphs_of(left.variants.values())
     evidence = [name for name in freed if name.startswith(f"{REPORTS}/")]
     others = [name for name in freed if name not in evidence]
-    names = [*map(graph_name, SUFFIXES), *others]
+    names = [*(graph_name(suffix) for suffixes in SUFFIXES.values() for suffix in suffixes), *others]
     misnamed = misnamed_sidecars(path, {Path(name).name: False for name in names} | graphs)
     told = {CARD, PAGE, CONFIG} if misnamed else {CARD, PAGE}
     files = {name: record for name, record in left.files.items() if name not in told}
