@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import plant
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -142,13 +144,18 @@ def users_caches_are_left_alone(tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model folder with every recipe for each fixture, not verified. Do not change them: copy first."""
-    root = tmp_path_factory.mktemp("folders")
-    built = {}
+    """A model folder with every recipe for each fixture, not verified. Do not change them: copy first.
+
+    Built once a run: processes of pytest-xdist share them.
+    """
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "folders"
     for name in NAMES:
-        outcome = featherbed.build(FIXTURES / name, root / name, list(RECIPES), check=False, calibration=CALIBRATION)
-        built[name] = outcome.folder
-    return built
+        root.mkdir(exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).is_dir():
+                featherbed.build(FIXTURES / name, root / name, list(RECIPES), check=False, calibration=CALIBRATION)
+    return {name: root / name for name in NAMES}
 
 
 @pytest.fixture
