@@ -22,7 +22,9 @@ from tests.foreign_folder import edit, with_sidecar, without
 Copy = Callable[[str], Path]
 ROOT = Path(__file__).parents[2]
 GRAPH = "onnx/model.onnx"
-KNOWN = {"tei-onnxruntime"}  # our attention operator is younger than the onnxruntime of text-embeddings-inference
+KNOWN = {
+    "tei-onnxruntime"
+}  # our attention operator is younger than the onnxruntime of text-embeddings-inference: export
 
 
 def broken(folder: Path, fails: bool = True) -> set[str]:

@@ -254,5 +254,5 @@ def least_onnxruntime(graph: onnx.GraphProto) -> str:
         if node.op_type == "GroupQueryAttention" and "causal" in values:
             least = max(least, (1, 30))
         if node.op_type in {"MatMulNBits", "GatherBlockQuantized"} and values.get("bits", 4) == 8:
-            least = max(least, (1, 23))
+            least = max(least, (1, 22) if node.op_type == "MatMulNBits" else (1, 23))
     return ".".join(map(str, least))

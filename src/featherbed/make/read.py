@@ -1,7 +1,8 @@
 """The reference file of a model folder, back into the graph it was written from: its weights stay in the file.
 
 Only what ``graph/lower.py`` made of our own graphs is turned back: Gemm without bias into Linear, the Gather of the
-widest vocabulary into Lookup. ``read_foreign`` turns nothing back: what another exporter wrote is lifted in lift.py.
+widest vocabulary into Lookup. ``read_foreign`` turns nothing back: lift.py lifts what another exporter wrote, and
+rewrite.py writes variants once more in other operators.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from featherbed.errors import ModelFolderError
 from featherbed.make.ir import LINEAR, LOOKUP, OURS, Array, Attribute, Graph, Node, Port, Weight
 
 BLOCK_BYTES = 16 * 2**20
+PACKED: dict[int, str] = {TensorProto.INT4: "INT4", TensorProto.UINT4: "UINT4"}  # two numbers a byte
 TABLE_SOURCE = "ScatterElements"  # token ids, moved to the front of their texts
 
 
@@ -114,21 +116,30 @@ def _axes(port: onnx.ValueInfoProto) -> tuple[str | int, ...]:
 
 def _weight(tensor: TensorProto, folder: Path) -> Weight:
     dtype, shape = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), tuple(tensor.dims)
+    packed, laid = PACKED.get(tensor.data_type, ""), shape
+    if packed:
+        dtype, laid = np.dtype(np.uint8), ((math.prod(shape) + 1) // 2,)
     if tensor.data_location != TensorProto.EXTERNAL:
-        whole = numpy_helper.to_array(tensor)
-        return Weight(tensor.name, dtype, shape, partial(iter, (whole,)))
+        whole = np.frombuffer(_pairs(tensor), dtype) if packed else numpy_helper.to_array(tensor)
+        return Weight(tensor.name, dtype, shape, partial(iter, (whole,)), packed=packed)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     file, offset = folder / entries["location"], int(entries.get("offset", 0))
     if Path(entries["location"]).name != entries["location"]:
         raise ValueError(f"weights in {entries['location']!r}, outside the folder")
+    return Weight(tensor.name, dtype, shape, partial(_rows, file, dtype, offset, laid), packed=packed)
 
-    def read() -> Iterator[Array]:
-        if not shape:
-            yield np.fromfile(file, dtype, 1, offset=offset).reshape(())
-            return
-        mapped = np.memmap(file, dtype, "r", offset, shape)
-        rows = max(1, BLOCK_BYTES // (dtype.itemsize * math.prod(shape[1:])))
-        for start in range(0, shape[0], rows):
-            yield np.asarray(mapped[start : start + rows])
 
-    return Weight(tensor.name, dtype, shape, read)
+def _pairs(tensor: TensorProto) -> bytes:
+    """Numbers of 4 bits, two a byte: they lie in one piece, or a pair an entry in a list."""
+    return tensor.raw_data if tensor.HasField("raw_data") else bytes(tensor.int32_data)
+
+
+def _rows(file: Path, dtype: np.dtype[np.generic], offset: int, shape: tuple[int, ...]) -> Iterator[Array]:
+    """A tensor that lies in a file, mapped, some rows at a time."""
+    if not shape:
+        yield np.fromfile(file, dtype, 1, offset=offset).reshape(())
+        return
+    mapped = np.memmap(file, dtype, "r", offset, shape)
+    rows = max(1, BLOCK_BYTES // (dtype.itemsize * math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield np.asarray(mapped[start : start + rows])

@@ -38,7 +38,7 @@ class Widths:
             self._ends[node.outputs[0]] = self._ends[inputs[-1]]
         if node.op == "Reshape":
             return self._ends.get(inputs[1], 0)
-        if node.op == "MatMulNBits":
+        if node.op in {"MatMulNBits", "MatMulBnb4"}:
             return int(str(said["N"]))
         if node.op == "Gemm" and said.get("transB"):
             return weights[inputs[1]].shape[0] if inputs[1] in weights else 0
