@@ -24,6 +24,7 @@ VERBS = sorted(COMMANDS)
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BUILD = json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text("utf-8"))["build"]
 QUALITY = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text("utf-8"))
+SIZES = json.loads((ROOT / "benchmarks" / "results" / "sizes.json").read_text("utf-8"))["variants"]
 ENGINE = json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text("utf-8"))
 
 
@@ -109,6 +110,12 @@ def test_the_page_of_quality_quotes_every_variant_of_every_model(model: str) -> 
         row = next(line for line in page.splitlines() if line.startswith((f"| `{name}` |", f"| {name} |")))
         assert f"/ {worst:.4f} |" in row, name
         assert f"| {variant['size_bytes'] / 1e6:.2f} |" in row, name
+
+
+def test_the_page_of_sizes_quotes_every_variant_that_was_weighed() -> None:
+    page = quoted("docs/sizes.md", "sizes")
+    for name, size in SIZES.items():
+        assert f"| `{name}` | {size / 1e6:.0f} | {size / 2**20:.0f} |" in page, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
