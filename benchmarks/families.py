@@ -29,7 +29,7 @@ LIKE = {  # family → the fixture whose tokenizer and files it takes, the model
     "bert": ("bert-mean", "bge-base"),
     "xlm-roberta": ("xlm-roberta", "multilingual-e5-base"),
     "mpnet": ("mpnet", "all-mpnet-base-v2"),
-    "nomic_bert": ("nomic", "nomic-embed-text-v1.5"),
+    "nomic_bert": ("nomic_bert", "nomic-embed-text-v1.5"),
     "modernbert": ("modernbert", "gte-modernbert-base"),
     "gemma3_text": ("gemma3", "embeddinggemma-300m"),
     "qwen2": ("qwen2", "0.5B decoder"),

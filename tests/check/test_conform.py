@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from featherbed.check import tries
 from featherbed.check.conform import CLOSE, FAILS, LOADS, RULES, Peers, Try, conform
@@ -101,6 +101,7 @@ NOTES: dict[str, Callable[[Path], object]] = {
     "other-modules": file("modules.json", lambda m: [*m, {"type": "sentence_transformers.models.Dense", "path": "3"}]),
     "pooling-new-key": file("1_Pooling/config.json", without("pooling_mode")),
     "sequence-length": gone("sentence_bert_config.json"),
+    "web-kernel": graph(lambda g: g.node.append(helper.make_node("GatherBlockQuantized", ["c", "i", "s"], ["x"]))),
     "onnx-folder": lambda folder: (folder / GRAPH).rename(folder / "model.onnx"),
 }
 

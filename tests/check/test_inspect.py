@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import featherbed
-from featherbed.check.inspect import inspect_file
+from featherbed.check.inspect import inspect_file, quantization, table_kind
 from featherbed.errors import ModelFolderError
 from featherbed.recipe import RECIPES, BlockwiseLinear, BlockwiseTable
 
@@ -40,8 +41,29 @@ def test_blocks_and_zero_points_are_said_as_the_recipe_has_them(folders: dict[st
             ending = ", zero points" if step.searched else ""
             expected.add(f"MatMulNBits {step.bits} bits, block {step.block}, level {step.accuracy_level or 0}{ending}")
         elif isinstance(step, BlockwiseTable):
-            expected.add(f"table in {step.bits} bits, block {step.block}")
+            whole = 48 if step.bits == 8 else step.block  # a row is shorter than a block, and is one
+            expected.add(f"table in {step.bits} bits, block {min(step.block, whole)}")
     assert set(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("codes", "scales", "phrase"),
+    [
+        ((9, 3, 128), (9, 3, 1), "table in 8 bits, block 128"),
+        ((9, 39, 8), (9, 3, 1), "table in 8 bits, 3 scales a row"),  # 312 wide
+    ],
+)
+def test_a_table_in_operators_of_the_standard_is_said_to_be_in_8_bits(
+    codes: tuple[int, ...], scales: tuple[int, ...], phrase: str
+) -> None:
+    weights = [
+        numpy_helper.from_array(np.zeros(codes, np.int8), "t.q8"),
+        numpy_helper.from_array(np.zeros(scales, np.float32), "t.scales"),
+    ]
+    nodes = [helper.make_node("Gather", [name, "ids"], [f"rows of {name}"]) for name in ("t.q8", "t.scales")]
+    graph = helper.make_graph(nodes, "g", [], [], weights)
+    assert quantization(graph) == (phrase,)
+    assert table_kind(graph) == "int8, in blocks"
 
 
 def test_bytes_by_group_add_up_to_the_weights(folders: dict[str, Path]) -> None:

@@ -182,6 +182,7 @@ def test_the_table_has_the_bits_the_recipe_says(name: str, recipe: str) -> None:
     graph = made_by(name, recipe)
     lookups = [node for node in graph.nodes if node.op in {"Gather", "GatherBlockQuantized"}]
     bits = [dict(node.attributes)["bits"] for node in lookups if node.op == "GatherBlockQuantized"]
+    bits += [8 for node in lookups if node.inputs[0].endswith(".q8")]
     blockwise = {"int8": [8], "int8-block": [8], "int4": [8], "int4-small": [4], "uint8-out": [8]}
     assert bits == blockwise.get(recipe, [])
     unsigned = UnsignedTable() in RECIPES[recipe].steps

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from featherbed.make.graph.lower import lower
 from featherbed.make.ir import LOOKUP, OURS, Graph, Node, Port, Weight, constant
@@ -91,6 +93,47 @@ def test_rows_are_those_of_the_plain_dequantized_table(tmp_path: Path, width: in
     assert found.shape == (2, 37, width)
     assert np.all(np.abs(found - plain) <= EPSILON * np.abs(plain))
     assert not found[ids == 5].any()
+
+
+def fused(table: Float, block: int) -> bytes:
+    """The table's 8 bits in GatherBlockQuantized."""
+    parts = [(part.name, part.array()) for part in table_weights(constant("table", table, F32), 8, block)]
+    (codes, _), (scales, _) = parts
+    node = helper.make_node("GatherBlockQuantized", [codes, "ids", scales], ["rows"], domain="com.microsoft")
+    for key, value in (("bits", 8), ("block_size", block), ("gather_axis", 0), ("quantize_axis", 1)):
+        node.attribute.append(helper.make_attribute(key, value))
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "t"])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["b", "t", table.shape[1]])
+    graph = helper.make_graph([node], "fused", [ids], [rows], [numpy_helper.from_array(a, name) for name, a in parts])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+
+
+@pytest.mark.parametrize("block", [32, 128])
+@pytest.mark.parametrize("width", [16, 48, 128, 200, 384])
+def test_rows_of_8_bits_are_the_fused_operators_bit_for_bit(tmp_path: Path, width: int, block: int) -> None:
+    table = gaussian(50, width, seed=width) * np.float32(10.0) ** np.arange(-25, 25, dtype=np.float32)[:, None]
+    graph = lower(apply(lookup(table), BlockwiseTable(8, block)))
+    assert {node.domain for node in graph.nodes} == {""}  # what any engine and any build of onnxruntime has
+    write_graph(graph, tmp_path / "model.onnx", {})
+    ids = np.random.default_rng(1).integers(0, 50, (3, 40))
+    ours, theirs = (
+        ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"ids": ids})[0]
+        for model in (str(tmp_path / "model.onnx"), fused(table, block))
+    )
+    assert np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+def test_onnxruntime_keeps_the_table_in_8_bits(tmp_path: Path) -> None:
+    write_graph(lower(apply(lookup(gaussian(300, 128)), BlockwiseTable())), tmp_path / "model.onnx", {})
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    weights = onnx.load(str(tmp_path / "optimized.onnx")).graph.initializer
+    sizes = {weight.name: numpy_helper.to_array(weight).nbytes for weight in weights}
+    assert sizes.pop("table.q8") == 300 * 128
+    assert sum(sizes.values()) < 300 * 8  # the scales, and a shape
 
 
 @given(

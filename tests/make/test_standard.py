@@ -243,19 +243,18 @@ def test_weights_in_blocks_of_any_shape_are_the_same_numbers(
 
 
 @pytest.mark.parametrize("shape", [(9, 64, 32), (9, 48, 64), (9, 96, 64)], ids=str)
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_table_in_blocks_gives_the_same_rows(bits: int, shape: tuple[int, int, int]) -> None:
+def test_a_table_in_blocks_gives_the_same_rows(shape: tuple[int, int, int]) -> None:
     rows, width, block = shape
     table = constant("t", gaussian(rows, width), F32)
-    codes, scales = table_weights(table, bits, block)
-    attributes = (("bits", bits), ("block_size", block), ("gather_axis", 0), ("quantize_axis", 1))
+    codes, scales = table_weights(table, 4, block)
+    attributes = (("bits", 4), ("block_size", block), ("gather_axis", 0), ("quantize_axis", 1))
     ids = np.array([[0, 8, 3], [3, 1, 0]])
     node = Node("GatherBlockQuantized", (codes.name, "x", scales.name), ("y",), MICROSOFT, attributes)
     graph = alone(node, (codes, scales), ids)
     graph = replace(graph, outputs=(Port("y", F32, ("a", "b", width)),))
     found = run(standard(graph), {"x": ids})
     assert np.array_equal(found, run(graph, {"x": ids}))
-    assert np.abs(found - table.array()[ids]).max() <= np.abs(table.array()).max() / 2 ** (bits - 1)
+    assert np.abs(found - table.array()[ids]).max() <= np.abs(table.array()).max() / 2**3
 
 
 def test_an_integer_product_has_its_scales_behind_it() -> None:

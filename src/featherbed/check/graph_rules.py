@@ -18,6 +18,7 @@ POSITIONS = "position_ids"
 TEI_NAMES = ("model.onnx", f"{ONNX}/model.onnx")  # its OrtBackend looks here, in this order
 # its Cargo.lock has ort 2.0.0-rc.10, which wraps and downloads onnxruntime 1.22.0 (ort-sys/dist.txt); tried with 1.22.1
 TEI_ONNXRUNTIME = (1, 22)
+NOT_IN_BROWSERS = {"GatherBlockQuantized"}  # onnxruntime-web 1.31 with WebGPU has no kernel for the CPU
 DEFAULT_ON_THE_WEB = f"{ONNX}/model_quantized.onnx"
 REBUILD = "build it anew with featherbed"
 
@@ -133,6 +134,11 @@ def _web_default(facts: Facts) -> Iterator[Found]:
         yield "", f"no {DEFAULT_ON_THE_WEB}"
 
 
+def _web_kernels(_: GraphFile, seen: Inspection) -> Iterator[str]:
+    if found := sorted(NOT_IN_BROWSERS & seen.operators.keys()):
+        yield ", ".join(found)
+
+
 def _tei_file(facts: Facts) -> Iterator[Found]:
     if not any((facts.path / name).is_file() for name in TEI_NAMES):
         yield "", "neither model.onnx nor onnx/model.onnx"
@@ -183,6 +189,8 @@ GRAPH_RULES = (
          "nothing is wrong", _each(_suffix), fails=False, mends=False),
     Rule("web-default", "onnx/model_quantized.onnx", (JS,), "a browser asks for it unless told a dtype",
          "say a dtype", _web_default, fails=False, mends=False),
+    Rule("web-kernel", "operators", (JS,), "in a browser without a GPU the graph does not open", REBUILD,
+         _each(_web_kernels), fails=False, mends=False),
     Rule("tei-file", "model.onnx", (TEI,), "it runs no other name", EXPORT, _tei_file, mends=False),
     Rule("tei-name", "the graph's name", (TEI,), "another file is run", EXPORT, _each(_tei_only), fails=False,
          mends=False),

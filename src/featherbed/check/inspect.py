@@ -17,6 +17,7 @@ from featherbed.run import foreign, sound
 from featherbed.spec import Spec
 
 MICROSOFT, STANDARD = "com.microsoft", "ai.onnx"
+CUT = 3  # axes of a table in stretches: row, stretch, column
 CONTRIBUTED = {"SimplifiedLayerNormalization"}  # onnxruntime registers it in the standard's domain
 
 
@@ -194,6 +195,8 @@ def quantization(graph: onnx.GraphProto) -> tuple[str, ...]:
             found.append(f"MatMulNBits {bits} bits, block {block}, level {level}{zeros}")
         elif node.op_type == "GatherBlockQuantized":
             found.append(f"table in {values.get('bits', 4)} bits, block {values.get('block_size', 128)}")
+        elif node.op_type == "Gather" and len(_stretches(node.input[0], weights)) == CUT:
+            found.append(_table_in_codes(node.input[0], weights))
         elif node.op_type in {"MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul"}:
             source = producers.get(node.input[0])
             per_token = source is not None and source.op_type == "QuantizeLinear"
@@ -233,6 +236,22 @@ def _codes(name: str, weights: dict[str, TensorProto], scale: str = "") -> str:
     return f"{word} weights{many}"
 
 
+def _stretches(name: str, weights: dict[str, TensorProto]) -> tuple[int, ...]:
+    """The axes of a table whose rows are s8 in stretches that share a scale (``make/graph/rows.py``): three of them."""
+    known = name in weights and weights[name].data_type == TensorProto.INT8
+    return tuple(weights[name].dims) if known else ()
+
+
+def _table_in_codes(name: str, weights: dict[str, TensorProto]) -> str:
+    """ "table in 8 bits, block 128", or how many scales a row has where blocks do not fit into it."""
+    _, many, stretch = _stretches(name, weights)
+    scales = weights.get(f"{name.removesuffix('.q8')}.scales")
+    if scales is None or len(scales.dims) != CUT:
+        return "table in 8 bits"
+    blocks = scales.dims[1]
+    return f"table in 8 bits, block {stretch}" if blocks == many else f"table in 8 bits, {blocks} scales a row"
+
+
 def table_kind(graph: onnx.GraphProto) -> str:
     """How the largest table that ids are looked up in is stored; "" where there is none."""
     weights = {w.name: w for w in graph.initializer}
@@ -241,6 +260,7 @@ def table_kind(graph: onnx.GraphProto) -> str:
         return ""
     largest = max(tables, key=_bytes)
     block = any(n.op_type == "GatherBlockQuantized" and n.input[0] == largest.name for n in graph.node)
+    block = block or len(_stretches(largest.name, weights)) == CUT
     return f"{TensorProto.DataType.Name(largest.data_type).lower()}{', in blocks' if block else ''}"
 
 

@@ -20,7 +20,7 @@ export async function tried(library, job, device) {
       const texts = rows.map(([kind, text]) => (job.prompts[kind] ?? "") + text);
       const inputs = tokenizer(texts, { padding: true, truncation: true });
       const outputs = await model(inputs);
-      const vectors = outputs.sentence_embedding ?? outputs.last_hidden_state;
+      const vectors = outputs[job.output] ?? outputs.last_hidden_state;
       return pooled(vectors, inputs.attention_mask, job.pooling);
     };
     const single = [];
@@ -42,7 +42,7 @@ export async function alone(library, ort, job) {
     const folder = `${job.above}${job.name}/`;
     const externalData = job.beside.map((file) => ({ path: file.split("/").pop(), data: folder + file }));
     const session = await ort.InferenceSession.create(folder + job.file, { executionProviders: ["wasm"], externalData });
-    const wanted = session.outputNames.includes("sentence_embedding") ? "sentence_embedding" : session.outputNames[0];
+    const wanted = job.output;
     const embed = async (rows) => {
       const texts = rows.map(([kind, text]) => (job.prompts[kind] ?? "") + text);
       const inputs = tokenizer(texts, { padding: true, truncation: true });

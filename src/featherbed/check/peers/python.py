@@ -33,8 +33,6 @@ def plain_onnxruntime(job: Job) -> Embed:
     tokenizer.enable_padding(pad_id=job["pad_id"])
     tokenizer.enable_truncation(job["max_length"])
     session = ort.InferenceSession(str(Path(job["folder"]) / job["file"]), providers=["CPUExecutionProvider"])
-    outputs = [output.name for output in session.get_outputs()]
-    wanted = "sentence_embedding" if "sentence_embedding" in outputs else outputs[0]
     inputs = {port.name for port in session.get_inputs()}
 
     def embed(rows: list[list[str]]) -> Any:
@@ -44,7 +42,7 @@ def plain_onnxruntime(job: Job) -> Embed:
         feeds = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in inputs:
             feeds["token_type_ids"] = np.zeros_like(ids)
-        (found,) = session.run([wanted], feeds)
+        (found,) = session.run([job["output"]], feeds)
         return pooled(np.asarray(found, np.float32), mask, job["pooling"])
 
     return embed

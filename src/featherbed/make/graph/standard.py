@@ -5,7 +5,7 @@
     QuickGelu                      x · sigmoid(αx)
     MatMulIntegerToFloat           MatMulInteger, then the scales
     MatMulNBits                    DequantizeLinear in blocks, Gemm: weights stay in their bits, activations in float
-    GatherBlockQuantized           rows of codes and rows of scales, multiplied
+    GatherBlockQuantized           rows of codes and rows of scales, multiplied: rows.py
 
 MatMulNBits keeps its weight [N, K] in front of a Gemm and not [K, N] in front of a MatMul: onnxruntime would fuse the
 latter into MatMulNBits at level 4, which rounds activations whatever the recipe says.
@@ -20,6 +20,7 @@ import numpy as np
 
 from featherbed.make.graph.attention import FLOAT, Attention
 from featherbed.make.graph.pen import Pen, numbers, refused
+from featherbed.make.graph.rows import scaled, stretch
 from featherbed.make.graph.widths import Widths
 from featherbed.make.ir import Array, Graph, Node, Weight
 
@@ -142,25 +143,20 @@ def _table(pen: Pen, node: Node) -> None:
     codes, ids, scales = node.inputs[:3]
     bits, block = int(str(said.get("bits", 4))), int(str(said.get("block_size", 128)))
     plain = said.get("gather_axis", 0) == 0 and said.get("quantize_axis", 1) == 1
-    if any(node.inputs[3:]) or bits not in {4, 8} or not plain:
+    if any(node.inputs[3:]) or bits != 4 or not plain:
         raise refused(node, f"{bits} bits, inputs {node.inputs[3:]}, axes {said}")
-    width = pen.weights[codes].shape[1] * 8 // bits
+    width = pen.weights[codes].shape[1] * HALVES
+    size = stretch(width, block)
     rows = pen.node("Gather", codes, ids, attributes={"axis": 0})
-    if bits == 4:
-        low = pen.node("BitwiseAnd", rows, pen.const(15, np.uint8))
-        high = pen.node("BitShift", rows, pen.const(4, np.uint8), attributes={"direction": "RIGHT"})
-        last = pen.const([-1])
-        pairs = (pen.node("Unsqueeze", low, last), pen.node("Unsqueeze", high, last))
-        rows = pen.node("Reshape", pen.node("Concat", *pairs, attributes={"axis": -1}), pen.const([0, 0, width]))
-    floats = pen.node("Cast", rows, attributes={"to": FLOAT})
-    centred = pen.node("Sub", floats, pen.const(2 ** (bits - 1), np.float32))
-    each = pen.node("Gather", scales, ids, attributes={"axis": 0})
-    block_of = Weight(
-        f"{scales}.columns", np.dtype(np.int64), (width,), lambda: iter((np.arange(width, dtype=np.int64) // block,))
-    )
-    if pen.weights[scales].shape[1] > 1:  # a single block's scale is stretched by the product
-        each = pen.node("Gather", each, pen.weight(block_of), attributes={"axis": -1})
-    pen.node("Mul", centred, each, out=node.outputs[0])
+    low = pen.node("BitwiseAnd", rows, pen.const(15, np.uint8))
+    high = pen.node("BitShift", rows, pen.const(4, np.uint8), attributes={"direction": "RIGHT"})
+    last = pen.const([-1])
+    pairs = pen.node("Concat", *(pen.node("Unsqueeze", x, last) for x in (low, high)), attributes={"axis": -1})
+    cut = pen.node("Reshape", pairs, pen.const([0, 0, width // size, size]))
+    centred = pen.node("Sub", pen.node("Cast", cut, attributes={"to": FLOAT}), pen.const(8, np.float32))
+    whole = pen.weights[scales]
+    columns = pen.weight(replace(whole, name=f"{scales}.blocks", shape=(*whole.shape, 1)))
+    scaled(pen, centred, pen.node("Gather", columns, ids, attributes={"axis": 0}), (width, block), node.outputs[0])
 
 
 FUSED: dict[str, Write] = {
