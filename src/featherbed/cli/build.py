@@ -43,8 +43,8 @@ def command(
 ) -> None:
     """Turn a checkpoint (safetensors) into a model folder: ONNX variants, verified, with manifest and card.
 
-    Families: bert (MiniLM, bge, e5), modernbert (gte-modernbert), gemma3_text (EmbeddingGemma) and qwen3
-    (Qwen3-Embedding, Octen, F2LLM). No torch is needed.
+    Families: bert (MiniLM, bge, e5), xlm-roberta, mpnet, nomic_bert, modernbert, gemma3_text (EmbeddingGemma), qwen2
+    and qwen3 (Qwen3-Embedding, Octen, F2LLM) need no torch; any other goes through it, where it is installed.
     Exit code 1 when a gate fails: the variant is kept and marked.
     """
     with bar() as progress:
