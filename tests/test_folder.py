@@ -346,6 +346,13 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, path: str, pla
     assert "leaves the folder" in line
 
 
+@pytest.mark.parametrize("name", ["../../x", "..\\x", "a/../../../x"])
+def test_a_variant_whose_report_would_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    values = manifest().to_json()
+    values["variants"][name] = values["variants"].pop("fp32")
+    assert "leaves the folder" in refused(ModelFolderError, lambda: open_folder(put(tmp_path / "m", values)))
+
+
 def without(*keys: str) -> dict[str, Any]:
     """The manifest's values without one of them, by the way to it."""
     values = manifest().to_json()

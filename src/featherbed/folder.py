@@ -305,7 +305,8 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError("a variant without files")
         if not all(isinstance(v.recipe, dict) and isinstance(v.least_onnxruntime, str) for v in variants.values()):
             raise ValueError("a variant whose recipe or least onnxruntime is none")
-        for name in [*files, *(f for v in variants.values() for f in (*v.files, *v.again))]:
+        reports = (f"{REPORTS}/{name}.json" for name in variants)
+        for name in [*files, *reports, *(f for v in variants.values() for f in (*v.files, *v.again))]:
             if not _inside(name):
                 raise ValueError(f"the path {name!r}, which leaves the folder")
         return Manifest(

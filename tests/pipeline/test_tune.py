@@ -44,6 +44,16 @@ def benches_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("target", [{"operators": "standard"}, {"static": "1x16"}], ids=str)
+def test_a_folder_for_another_engine_is_not_tuned(tmp_path: Path, target: dict[str, str]) -> None:
+    operators, static = target.get("operators", "fused"), target.get("static", "")
+    made = featherbed.build(
+        FIXTURES / "bert-mean", tmp_path / "model", ["fp32"], check=False, operators=operators, static=static
+    )
+    with pytest.raises(OptionError, match="built for another engine"):
+        tune(made.folder)
+
+
 def test_the_winner_is_the_smallest_within_the_bounds_and_becomes_a_variant(folder: Path, few: Path) -> None:
     stale = {"variant": "tuned", "bench": {"tokens_per_s": 1}, "eval": {"x": {}}}  # of an earlier winner's files
     (folder / "reports").mkdir(exist_ok=True)

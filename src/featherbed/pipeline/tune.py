@@ -37,6 +37,7 @@ from featherbed.run.embedder import Embedder
 from featherbed.run.session import Memory
 from featherbed.run.tokens import Tokenizer
 from featherbed.spec import read_json
+from featherbed.steps import Standard, Static
 
 HARM_TOKENS = 1024  # of the calibration texts, for the harm of one weight
 WORK = "tune.work"  # inside the model folder while it lasts: the trial at hand, and the best so far
@@ -83,7 +84,8 @@ def tune(
     ``minimum`` and ``maximum`` are words such as "cos_min=0.98" and "size_mb=20". ``goal`` is what counts among
     those that hold: "size", "speed" or "fidelity". ``trials`` recipes are made and measured. What was measured is
     kept in the folder's reports, so a search that was interrupted goes on where it stopped.
-    Raises OptionError on an unknown bound or goal, ModelFolderError when the folder has no ``fp32``.
+    Raises OptionError on an unknown bound or goal, ModelFolderError when the folder has no ``fp32``, OptionError when it was built for another engine's operators or in
+    fixed shapes.
     """
     if goal not in GOALS or trials < LEAST_TRIALS:
         raise OptionError(
@@ -109,6 +111,14 @@ class _Search:
                 expected=f"the reference variant {REFERENCE}, whose weights are tuned",
                 found=", ".join(folder.manifest.variants),
                 remedy="build the folder again with fp32",
+            )
+        steps = {str(step.get("step")) for step in folder.variant(REFERENCE).recipe.get("steps", ())}
+        if steps & {Standard.__name__, Static.__name__}:
+            raise OptionError(
+                f"tune {folder.path}",
+                expected="a folder in onnxruntime's operators, with dynamic shapes",
+                found=f"one built for another engine ({', '.join(sorted(steps))})",
+                remedy="build it without --operators and --static, and tune that",
             )
         self.folder, self.wish, self.progress = folder, wish, progress
         folder.check_hashes(iter(folder.variant(REFERENCE).files))
