@@ -84,8 +84,8 @@ def tune(
     ``minimum`` and ``maximum`` are words such as "cos_min=0.98" and "size_mb=20". ``goal`` is what counts among
     those that hold: "size", "speed" or "fidelity". ``trials`` recipes are made and measured. What was measured is
     kept in the folder's reports, so a search that was interrupted goes on where it stopped.
-    Raises OptionError on an unknown bound or goal, ModelFolderError when the folder has no ``fp32``, OptionError when it was built for another engine's operators or in
-    fixed shapes.
+    Raises OptionError on an unknown bound or goal, or on a folder for another engine's operators or in fixed shapes;
+    ModelFolderError when the folder has no ``fp32``.
     """
     if goal not in GOALS or trials < LEAST_TRIALS:
         raise OptionError(
