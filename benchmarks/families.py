@@ -94,15 +94,16 @@ def main() -> None:
     options = parser.parse_args()
     work = (options.work or Path(tempfile.mkdtemp(prefix="featherbed-families-"))).absolute()
     work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
+    kept = json.loads(options.out.read_text("utf-8")) if options.out.is_file() else {}
+    found: dict[str, Any] = dict(kept.get("families", {}))
     for family in options.families.split(","):
         print(family, file=sys.stderr)
         try:
             found[family] = measured(family, options.ours.absolute(), options.torch.absolute(), work)
         except FailedError as error:
             sys.exit(f"{family} failed: {error}")
-    result = {"machine": machine(), "commit": commit(), "families": found}
-    options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        result = {"machine": machine(), "commit": commit(), "families": {f: found[f] for f in LIKE if f in found}}
+        options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     before, _, rest = PAGE.read_text("utf-8").partition("<!-- families -->\n")
     after = rest.partition("<!-- end -->")[2]
     PAGE.write_text(f"{before}<!-- families -->\n{page(result)}\n<!-- end -->{after}", "utf-8")

@@ -16,6 +16,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.fixtures.make_fixtures import as_published
+
 # the settings in which a published model differs from its family's own in transformers
 SHAPES = {
     "bert": {},  # bge-base
@@ -54,7 +57,7 @@ def write(family: str, like: Path, out: Path) -> None:
             if "norm" in name.lower() or name.endswith("bias"):
                 value.add_(0.1 * torch.randn_like(value))
     state = {k: v.contiguous() for k, v in model.state_dict().items() if "position_ids" not in k}
-    save_file(state, out / "model.safetensors")
+    save_file(as_published(state, config), out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config.to_dict(), default=str), "utf-8")
 
 
