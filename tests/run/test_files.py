@@ -158,8 +158,7 @@ def test_texts_are_read_as_they_are_asked_for(written: Written, suffix: str) -> 
 
 def test_a_file_that_is_not_read_to_its_end_is_closed(written: Written) -> None:
     def is_open() -> bool:
-        links = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
-        return os.path.realpath(path) in links
+        return Path(path).resolve() in {link.resolve() for link in Path("/proc/self/fd").iterdir()}
 
     path = written("a.txt", "one\ntwo\n")
     texts = files.read_texts(path)
