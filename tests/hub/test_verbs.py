@@ -19,6 +19,7 @@ import featherbed
 from featherbed.check.machine import machine
 from featherbed.folder import MANIFEST, dump, open_folder
 from featherbed.hub.store import Store
+from featherbed.recipe import RECIPES
 from featherbed.run import prepack
 from tests.cli.test_cli import Outcome
 from tests.conftest import FIXTURES
@@ -26,7 +27,7 @@ from tests.hub_server import COMMIT, Fault, Hub, Repository, serving, surroundin
 
 MODEL, CHECKPOINT = "owner/small-onnx", "owner/small"
 INT8 = "onnx/model_int8.onnx"
-VARIANTS = ["fp32", "int8", "int8-block", "int4", "int4-small", "int8-dynamic", "int8-smooth", "q4"]
+VARIANTS = list(RECIPES)
 MACHINE = [
     "featherbed", "cpu", "flags", "cores", "system", "python", "onnxruntime", "memory_mib", "available_mib",
     "providers", "versions", "caches", "hub",
@@ -55,7 +56,7 @@ def measured(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def hub(measured: Path) -> Iterator[Hub]:
-    """A model folder of eight variants, and the checkpoint that it was built from."""
+    """A model folder of every variant, and the checkpoint that it was built from."""
     repositories = {MODEL: Repository(files_of(measured)), CHECKPOINT: Repository(files_of(FIXTURES / "qwen3-tied"))}
     with serving(repositories) as hub:
         yield hub
@@ -126,8 +127,8 @@ def listed(outcome: Outcome) -> dict[str, tuple[int, str]]:
 
 
 def needed(measured: Path, *variants: str) -> dict[str, int]:
-    """Sizes of the files of some variants, and of what all share."""
-    manifest = open_folder(measured).manifest
+    """Sizes of the files of some variants, each once, and of what all share."""
+    manifest = open_folder(measured).manifest.once()
     left = manifest.without([name for name in manifest.variants if name not in variants])
     return {name: record.size_bytes for name, record in left.files.items()}
 
