@@ -59,6 +59,12 @@ def write(family: str, like: Path, out: Path) -> None:
     state = {k: v.contiguous() for k, v in model.state_dict().items() if "position_ids" not in k}
     save_file(as_published(state, config), out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config.to_dict(), default=str), "utf-8")
+    width = config.hidden_size
+    for place, sizes in zip(sorted(out.glob("*_Dense")), ((width, 4 * width), (4 * width, width)), strict=False):
+        said = json.loads((place / "config.json").read_text("utf-8"))
+        said |= {"in_features": sizes[0], "out_features": sizes[1]}
+        (place / "config.json").write_text(json.dumps(said), "utf-8")
+        save_file({"linear.weight": 0.02 * torch.randn(sizes[1], sizes[0])}, place / "model.safetensors")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ VERBS = sorted(COMMANDS)
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BUILD = json.loads((ROOT / "benchmarks" / "results" / "main_job.json").read_text("utf-8"))["build"]
 QUALITY = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text("utf-8"))
+FAMILIES = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text("utf-8"))["families"]
 SIZES = json.loads((ROOT / "benchmarks" / "results" / "sizes.json").read_text("utf-8"))["variants"]
 ENGINE = json.loads((ROOT / "benchmarks" / "results" / "engine.json").read_text("utf-8"))
 
@@ -116,6 +117,15 @@ def test_the_page_of_sizes_quotes_every_variant_that_was_weighed() -> None:
     page = quoted("docs/sizes.md", "sizes")
     for name, size in SIZES.items():
         assert f"| `{name}` | {size / 1e6:.0f} | {size / 2**20:.0f} |" in page, name
+
+
+def test_the_page_of_families_quotes_every_family_within_its_bounds() -> None:
+    page = quoted("docs/families.md", "families")
+    for name, one in FAMILIES.items():
+        assert one["parity"] <= 2e-5, name
+        assert one["invariance"] <= 1e-5, name
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"| {one['parity']:.1e} | {one['invariance']:.1e} | {one['build']['seconds']:.1f} |" in row
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
