@@ -16,7 +16,7 @@ from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import CARD, MANIFEST, ONNX, dump, publish, sidecar_name, write_text
 from featherbed.make.relocate import name_sidecar, relocate
 from featherbed.make.rewrite import rewrite
-from featherbed.pipeline.repair import link
+from featherbed.pipeline.links import link
 from featherbed.spec import read_json
 
 

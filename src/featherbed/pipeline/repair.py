@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 from featherbed.check.conform import RULES, Finding
 from featherbed.check.facts import TOKENIZER, Facts, GraphFile, facts
 from featherbed.check.rules import appends_token
-from featherbed.errors import ModelFolderError, OptionError, OutputError
+from featherbed.errors import OptionError
 from featherbed.folder import MANIFEST, Manifest, dump, file_record, open_folder, publish, sidecar_name, write_text
 from featherbed.make.mend import Change, Desk, Known, mend
 from featherbed.make.relocate import name_sidecar, relocate
+from featherbed.pipeline.links import link
 from featherbed.spec import FAMILY_POOLING, Pooling
 
 PADS = ("<pad>", "[PAD]", "<|endoftext|>")  # by these names where no file says which
@@ -141,23 +141,6 @@ def _linked(path: Path, place: Path) -> None:
         (place / inside).mkdir(exist_ok=True)
         for name in names:
             link(Path(root) / name, place / inside / name)
-
-
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the disk has none. Raises ModelFolderError when the file is missing, OutputError."""
-    try:
-        os.link(source.resolve(strict=True), target)
-    except FileNotFoundError as error:
-        raise ModelFolderError(
-            f"{source}", expected="a file", found="a link that leads nowhere", remedy="fetch it again"
-        ) from error
-    except OSError:
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            raise OutputError(
-                f"{target}", expected="room for a copy", found=f"{error.strerror or error}", remedy="free space"
-            ) from error
 
 
 def _moved(path: Path, place: Path, name: str, sidecars: tuple[str, ...]) -> tuple[str, ...]:

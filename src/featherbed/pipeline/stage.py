@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Collection
 from dataclasses import replace
 from enum import StrEnum
@@ -11,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from featherbed.check.page import write_pages
-from featherbed.errors import ModelFolderError, OptionError, OutputError
+from featherbed.errors import ModelFolderError, OptionError
 from featherbed.folder import MANIFEST, ONNX, FileRecord, Manifest, ModelFolder, Variant, dump, file_record, write_text
 from featherbed.make.relocate import relocate
 from featherbed.make.write import write_again
+from featherbed.pipeline.links import link
 from featherbed.pipeline.variants import CONFIG, graphs_of, misnamed_sidecars, name_sidecars
 from featherbed.recipe import REFERENCE
 from featherbed.spec import read_json
@@ -57,7 +56,7 @@ def staged(model: ModelFolder, names: Collection[str], weights: Weights, place: 
     for file in manifest.files:
         if not any(file in records for records in (*moved.values(), *again.values())):
             (place / file).parent.mkdir(parents=True, exist_ok=True)
-            _link(model.path / file, place / file)
+            link(model.path / file, place / file)
     write_text(place / MANIFEST, dump(manifest.to_json()))
     new = _tell_config(ModelFolder(place, manifest), model)
     _tell_evidence(new, model.manifest, moved)
@@ -103,23 +102,6 @@ def _with_files(manifest: Manifest, moved: dict[str, Records], again: dict[str, 
     for records in (*moved.values(), *again.values()):
         files |= records
     return replace(manifest, variants=variants, files=files)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the disk has none. Raises ModelFolderError when the file is missing, OutputError."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError as error:
-        raise ModelFolderError(
-            f"{source}", expected="a file of the manifest", found="no such file", remedy="build the folder again"
-        ) from error
-    except OSError:
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            raise OutputError(
-                f"{target}", expected="room for a copy", found=f"{error.strerror or error}", remedy="free space"
-            ) from error
 
 
 def _tell_config(new: ModelFolder, model: ModelFolder) -> ModelFolder:
